@@ -1,0 +1,53 @@
+# Weir's commands. `make demo` and `make test` need nothing but Python 3.11, make and a package index.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STAMP   = $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos fix check test integration demo demo-full bench-picker bench-filter clean
+
+help: ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+setup: $(STAMP) ## a venv in .venv with Weir, a real Envoy and the developers' tools
+$(STAMP): pyproject.toml xds/proto/generate.py xds/proto/weir/v1/pool.proto
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[demo,uvloop]' --group dev
+	@touch $(STAMP)
+
+protos: ## generate xds/proto again
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
+
+fix: setup ## format, and mend what the linter can
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+check: setup ## the gates: format, lint, types, import contracts
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: setup ## fast tests and one real-Envoy test a tier: under 3 minutes
+	$(BIN)/python -m pytest tests
+
+integration: setup ## the rest: every tier and every failure through a real Envoy
+	$(BIN)/python -m pytest integration
+
+demo: setup ## the main job on one machine, with a real Envoy: under 3 minutes
+	$(BIN)/weir demo --quick
+
+demo-full: setup ## every workload, on equal and on unequal servers
+	$(BIN)/weir demo --full
+
+bench-picker: setup ## CPU a request of the picker, through Envoy, in every mode
+	$(BIN)/weir bench picker
+
+bench-filter: setup ## what the digest filter costs Envoy
+	$(BIN)/weir bench filter
+
+clean: ## remove the venv and what tools left
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name '*_pb2.py*' -not -path './.venv/*' -delete

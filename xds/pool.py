@@ -1,0 +1,110 @@
+"""What Weir knows of a pool, as values: members, policy, loads.
+
+Everything else in the control plane is a function from and to these. They know nothing of
+Kubernetes, of protobuf or of time; a `Load` carries the instant it was asked for, in the clock of
+whoever scraped. `None` means *not known*, which is neither zero nor idle.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TypeAlias
+
+EndpointId: TypeAlias = str  # "10.0.0.7:8000", exactly what Envoy calls a host
+PoolName: TypeAlias = str  # "<namespace>/<name>"
+
+
+class Tier(Enum):
+    """Who decides which endpoint a request goes to (annotation `weir.dev/policy`)."""
+
+    PICK = "pick"  # the picker; affinity where it says nothing
+    AFFINITY = "affinity"  # Envoy: maglev with bounded load over a digest of the prompt
+    WEIGHTS = "weights"  # Envoy: round robin over our weights
+    ROUND_ROBIN = "round-robin"  # Envoy, uniform weights: a baseline
+    LEAST_REQUEST = "least-request"  # Envoy, uniform weights: a baseline
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One port of one model server."""
+
+    id: EndpointId
+    pod: str  # "<namespace>/<name>"
+    address: str
+    port: int
+    ready: bool = True
+    draining: bool = False
+    speed: float = 1.0  # relative capacity (annotation `weir.dev/capacity` on the Pod)
+    engine: str = "vllm"
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """An InferenceObjective; a negative priority may be shed."""
+
+    name: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator's annotations on the InferencePool ask for."""
+
+    tier: Tier = Tier.PICK
+    hash_balance_factor: int = 125  # per cent; maglev with bounded load
+    scrape_interval_seconds: float = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """An InferencePool and the endpoints that its selector found, sorted by id."""
+
+    name: PoolName
+    endpoints: tuple[Endpoint, ...]
+    policy: Policy = Policy()
+    objectives: tuple[Objective, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What a model server last said of itself.
+
+    `at` is when the scrape began: the numbers are that old at least. A series that the page did
+    not have is `None`.
+    """
+
+    at: float
+    waiting: int | None = None
+    running: int | None = None
+    kv_cache_usage: float | None = None  # 0 to 1
+    adapters: frozenset[str] = frozenset()
+    max_adapters: int | None = None
+    block_size: int | None = None  # tokens
+    blocks: int | None = None
+    prefix_queries: float | None = None  # tokens since the server started
+    prefix_hits: float | None = None
+    decode_step_seconds: float | None = None  # mean inter-token latency since the last scrape
+
+
+class Reachability(Enum):
+    """What the last scrape of an endpoint came to."""
+
+    UNKNOWN = "unknown"  # not scraped yet
+    ANSWERING = "answering"
+    SILENT = "silent"  # slow, garbled or timed out: the last load stands, and ages
+    REFUSED = "refused"  # nobody listens there: dead
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """An endpoint's last load, and whether it still answers."""
+
+    load: Load | None = None
+    reachability: Reachability = Reachability.UNKNOWN
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """An endpoint's part in its pool's assignment: weight 1 to 2^32-1, priority from 0."""
+
+    weight: int
+    priority: int = 0
