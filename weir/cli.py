@@ -9,6 +9,10 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "demo": "weir.demo.command:demo",
+    "envoy-bootstrap": "weir.envoy:command",
+    "picker": "weir.picker:command",
+    "serve": "weir.serve:command",
     "inference-sim": "weir.inference_sim.command:inference_sim",
 }
 

@@ -82,7 +82,9 @@ class Load:
     blocks: int | None = None
     prefix_queries: float | None = None  # tokens since the server started
     prefix_hits: float | None = None
-    decode_step_seconds: float | None = None  # mean inter-token latency since the last scrape
+    decode_gap_sum: float | None = None  # seconds between tokens, since the server started
+    decode_gap_count: float | None = None
+    decode_step_seconds: float | None = None  # mean of those since the last scrape
 
 
 class Reachability(Enum):
@@ -100,6 +102,7 @@ class Observation:
 
     load: Load | None = None
     reachability: Reachability = Reachability.UNKNOWN
+    problem: str = ""  # why it is not answering, for people
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,40 @@
+"""`weir picker`: the ext_proc server and its feed from the control plane, in one task group.
+
+The picker begins to answer at once: until it knows a pool it lets requests pass, and Envoy's
+affinity routes them. It never stops answering because the control plane is away.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from random import Random
+
+import structlog
+
+from picker.pools import Pools
+from picker.server import Picker, serving
+from xds.client import Link, follow
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class PickerOptions:
+    """What `weir picker` was told; addresses are "host:port"."""
+
+    xds: str
+    listen: str
+    node: str = "weir-picker"
+    pool: str = ""  # for gateways that do not say which pool they ask about
+
+
+async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
+    """Run until `stopping` is set. Raises `OSError` where the address cannot be bound."""
+    clock = asyncio.get_running_loop().time
+    pools = Pools(clock)
+    picker = Picker(pools, clock, Random(), options.pool)
+    async with serving(picker.process, options.listen) as port, asyncio.TaskGroup() as tasks:
+        feed = tasks.create_task(follow(options.xds, options.node, pools.feeds(), Link()))
+        log.info("picking", listen=port, xds=options.xds)
+        await stopping.wait()
+        log.info("draining", **{key.replace(" ", "_"): n for key, n in picker.counts.items()})
+        feed.cancel()

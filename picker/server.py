@@ -1,0 +1,134 @@
+"""The ext_proc server: one gRPC stream a request, answered and closed in one batch.
+
+`Process` is registered as stream-unary: earlier answers are written, the last is returned, and
+grpc then sends it together with the close (`picker.exchange` says why that matters).
+
+Whatever goes wrong with one request ends that stream with OK and no answer, which the proxy takes
+as "carry on": affinity routes it. A picker's mistake must not become a user's error.
+"""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from picker import reply
+from picker.exchange import Exchange, Phase, ProtocolError
+from picker.pools import Pools
+from picker.profile import NoEndpoint
+from picker.request import Request, from_body, from_headers
+
+SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
+POOL, DIGESTS = "x-weir-pool", "x-weir-digests"
+OPTIONS = [
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.server.max_pending_requests", 100_000),
+    ("grpc.server.max_pending_requests_hard_limit", 200_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 1_000),
+    ("grpc.http2.max_ping_strikes", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+]
+DRAIN_SECONDS = 2.0
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, bytes]
+log = structlog.get_logger()
+
+
+class Picker:
+    """Answers streams from `pools`; `clock` is the pools' own."""
+
+    def __init__(
+        self, pools: Pools, clock: Callable[[], float], rng: Random, default_pool: str = ""
+    ) -> None:
+        self._pools = pools
+        self._clock = clock
+        self._rng = rng
+        self._default_pool = default_pool
+        self.counts: Counter[str] = Counter()  # outcome → streams
+
+    async def process(self, _: object, context: Context) -> bytes:
+        """One stream."""
+        pool, digests = self._default_pool, False
+        for key, value in context.invocation_metadata() or ():
+            if key == POOL:
+                pool = str(value)
+            elif key == DIGESTS:
+                digests = value == "v1"
+        exchange = Exchange(digests)
+        try:
+            while exchange.phase is Phase.WAITING:
+                raw = await context.read()
+                if raw is grpc.aio.EOF:
+                    self.counts["abandoned"] += 1
+                    return b""
+                now = exchange.receive(raw)
+                if now is not None:
+                    await context.write(now)
+        except (ProtocolError, DecodeError) as error:
+            self.counts["protocol error"] += 1
+            log.warning("a proxy broke the protocol", peer=context.peer(), error=str(error))
+            return reply.carry_on()
+        *answers, last = self._decide(exchange, pool)
+        for answer in answers:
+            await context.write(answer)
+        return last
+
+    def _decide(self, exchange: Exchange, name: str) -> list[bytes]:
+        state = self._pools.get(name)
+        if state is None:
+            self.counts["unknown pool"] += 1
+            return exchange.answers(None)
+        try:
+            pick = state.pick(_request(exchange), self._clock(), self._rng, exchange.subset)
+        except NoEndpoint:
+            self.counts["no endpoint"] += 1
+            return [reply.unavailable(f"pool {name} has no endpoint for this request")]
+        except Exception:
+            self.counts["failed"] += 1
+            log.exception("a pick failed; the request goes on without one", pool=name)
+            return exchange.answers(None)
+        self.counts["picked"] += 1
+        return exchange.answers(pick.endpoint)
+
+
+def _request(exchange: Exchange) -> Request:
+    if exchange.body is None:
+        return from_headers(exchange.headers, trusted=exchange.digests)
+    return from_body(exchange.headers, exchange.body)
+
+
+@asynccontextmanager
+async def serving(
+    process: Callable[[object, Context], Awaitable[bytes]], address: str
+) -> AsyncIterator[int]:
+    """Serve `process` on "host:port" until the block ends; yields the port.
+
+    Raises `OSError` where the address cannot be bound.
+    """
+    server = grpc.aio.server(options=OPTIONS)
+    method: Any = grpc.stream_unary_rpc_method_handler(process)
+    server.add_generic_rpc_handlers(
+        (grpc.method_handlers_generic_handler(SERVICE, {"Process": method}),)
+    )
+    checks = health.aio.HealthServicer()
+    health_pb2_grpc.add_HealthServicer_to_server(checks, server)
+    try:
+        port = server.add_insecure_port(address)
+    except RuntimeError as error:
+        raise OSError(f"cannot listen on {address}: {error}") from error
+    await server.start()
+    for service in ("", SERVICE, "liveness", "readiness"):
+        await checks.set(service, health_pb2.HealthCheckResponse.SERVING)
+    try:
+        yield port
+    finally:
+        await checks.enter_graceful_shutdown()
+        await server.stop(DRAIN_SECONDS)

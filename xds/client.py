@@ -1,0 +1,138 @@
+"""A delta ADS client: everything there is of some types, for as long as it takes.
+
+`Feed` is the protocol, pure: what has been accepted with which version, what to ask for first, what
+to answer. `follow` is the edge: it keeps a stream open, and after a lost one asks again with the
+versions that it has, so that a restarted control plane sends only what differs. Losing the stream
+loses nothing else: the last accepted resources stand.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+
+from xds.proto.envoy.service.discovery.v3 import discovery_pb2
+from xds.wire import MalformedResource
+
+METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
+OPTIONS = [
+    ("grpc.keepalive_time_ms", 5_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.min_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    ("grpc.max_receive_message_length", 64 << 20),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+RETRY_SECONDS = 0.2
+INVALID_ARGUMENT = 3
+
+Apply: TypeAlias = Callable[[str, bytes], None]  # name, body; raises MalformedResource
+Remove: TypeAlias = Callable[[str], None]
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Feed:
+    """One type's state on the client's side.
+
+    `apply` takes a resource or refuses it; a response of which any resource is refused is answered
+    with a NACK that names the first, and the others of it are taken nevertheless: what is fine does
+    not wait for what is not.
+    """
+
+    type_url: str
+    apply: Apply
+    remove: Remove
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def first(self) -> discovery_pb2.DeltaDiscoveryRequest:
+        """The first request of a stream: everything, and what is here already."""
+        return discovery_pb2.DeltaDiscoveryRequest(
+            type_url=self.type_url,
+            resource_names_subscribe=["*"],
+            initial_resource_versions=self.versions,
+        )
+
+    def receive(
+        self, response: discovery_pb2.DeltaDiscoveryResponse
+    ) -> discovery_pb2.DeltaDiscoveryRequest:
+        """Apply a response; returns the ACK or NACK."""
+        answer = discovery_pb2.DeltaDiscoveryRequest(
+            type_url=self.type_url, response_nonce=response.nonce
+        )
+        for resource in response.resources:
+            try:
+                self.apply(resource.name, resource.resource.value)
+            except MalformedResource as error:
+                if not answer.error_detail.message:
+                    answer.error_detail.code = INVALID_ARGUMENT
+                    answer.error_detail.message = f"{resource.name}: {error}"
+            else:
+                self.versions[resource.name] = resource.version
+        for name in response.removed_resources:
+            if self.versions.pop(name, None) is not None:
+                self.remove(name)
+        return answer
+
+
+@dataclass(slots=True)
+class Link:
+    """The state of the connection, for people and for health checks."""
+
+    connected: bool = False
+    lost_at: float | None = None  # loop time
+    nacks: int = 0
+
+
+async def follow(address: str, node: str, feeds: Sequence[Feed], link: Link) -> None:
+    """Keep `feeds` up to date from the control plane at "host:port" until cancelled."""
+    by_type = {feed.type_url: feed for feed in feeds}
+    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
+        while True:
+            await channel.channel_ready()
+            try:
+                await _stream(channel, node, by_type, link)
+                reason = "the control plane closed the stream"
+            except grpc.aio.AioRpcError as error:
+                reason = error.details() or error.code().name
+            if link.connected:
+                log.warning("control plane away; carrying on with what is known", reason=reason)
+                link.connected, link.lost_at = False, asyncio.get_running_loop().time()
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _stream(
+    channel: grpc.aio.Channel, node: str, feeds: Mapping[str, Feed], link: Link
+) -> None:
+    outgoing: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest] = asyncio.Queue()
+    for number, feed in enumerate(feeds.values()):
+        first = feed.first()
+        if not number:
+            first.node.id, first.node.user_agent_name = node, "weir-picker"
+        outgoing.put_nowait(first)
+
+    async def requests() -> AsyncIterator[discovery_pb2.DeltaDiscoveryRequest]:
+        while True:
+            yield await outgoing.get()
+
+    call = channel.stream_stream(
+        METHOD,
+        request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
+        response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
+    )(requests())
+    async for response in call:
+        if not link.connected:
+            link.connected = True
+            log.info("connected to the control plane")
+        if (known := feeds.get(response.type_url)) is not None:
+            answer = known.receive(response)
+            if answer.HasField("error_detail"):
+                link.nacks += 1
+                log.warning("refused a resource", reason=answer.error_detail.message)
+            outgoing.put_nowait(answer)

@@ -1,0 +1,103 @@
+"""Discovery requests and responses as values, and the bytes they travel as.
+
+A response is never built as a message: its few own fields are serialised, and the frames that its
+resources carry (`xds.snapshot`) follow. Fields of a protobuf message may come in any order and
+repeated ones add up, so head and frames, one after the other, are the message.
+"""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TypeAlias
+
+from xds.proto.envoy.service.discovery.v3 import discovery_pb2
+from xds.snapshot import Resource, ResourceName, Version
+
+Nonce: TypeAlias = str  # "" is none
+
+
+class Outcome(Enum):
+    """What a request came to."""
+
+    ASKED = "asked"  # names, or nothing new
+    ACKED = "acked"
+    REFUSED = "refused"  # a NACK
+    STALE = "stale"  # an answer to a response that is not the last
+
+
+@dataclass(frozen=True, slots=True)
+class SotwRequest:
+    """A DiscoveryRequest; `error` is the message of its error_detail, None for an ACK."""
+
+    names: Collection[ResourceName] = ()
+    version: Version = ""
+    nonce: Nonce = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaRequest:
+    """A DeltaDiscoveryRequest; `error` is the message of its error_detail, None for an ACK."""
+
+    subscribe: Collection[ResourceName] = ()
+    unsubscribe: Collection[ResourceName] = ()
+    initial_versions: Mapping[ResourceName, Version] = field(default_factory=dict)
+    nonce: Nonce = ""
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What to send; the state-of-the-world form has no `removed`."""
+
+    type_url: str
+    version: Version  # of the type, as this client sees it
+    nonce: Nonce
+    resources: tuple[Resource, ...] = ()
+    removed: tuple[ResourceName, ...] = ()
+
+    def sotw_bytes(self) -> bytes:
+        """A serialised DiscoveryResponse."""
+        head = discovery_pb2.DiscoveryResponse(
+            version_info=self.version, type_url=self.type_url, nonce=self.nonce
+        )
+        frames = [resource.sotw_frame for resource in self.resources]
+        return b"".join((head.SerializeToString(), *frames))
+
+    def delta_bytes(self) -> bytes:
+        """A serialised DeltaDiscoveryResponse."""
+        head = discovery_pb2.DeltaDiscoveryResponse(
+            system_version_info=self.version,
+            type_url=self.type_url,
+            nonce=self.nonce,
+            removed_resources=self.removed,
+        )
+        frames = [resource.delta_frame for resource in self.resources]
+        return b"".join((head.SerializeToString(), *frames))
+
+
+def sotw_request(message: discovery_pb2.DiscoveryRequest) -> SotwRequest:
+    return SotwRequest(
+        names=tuple(message.resource_names),
+        version=message.version_info,
+        nonce=message.response_nonce,
+        error=_reason(message),
+    )
+
+
+def delta_request(message: discovery_pb2.DeltaDiscoveryRequest) -> DeltaRequest:
+    return DeltaRequest(
+        subscribe=tuple(message.resource_names_subscribe),
+        unsubscribe=tuple(message.resource_names_unsubscribe),
+        initial_versions=dict(message.initial_resource_versions),
+        nonce=message.response_nonce,
+        error=_reason(message),
+    )
+
+
+def _reason(
+    message: discovery_pb2.DiscoveryRequest | discovery_pb2.DeltaDiscoveryRequest,
+) -> str | None:
+    if not message.HasField("error_detail"):
+        return None
+    return message.error_detail.message or "no reason given"

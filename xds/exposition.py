@@ -1,0 +1,230 @@
+"""A model server's metrics page → `Load`.
+
+Only the dozen series that matter are looked at: pages have thousands of lines and come several
+times a second from every server, and a full parse of one takes milliseconds. One regular expression
+an engine finds the wanted samples in one pass.
+
+Engines name things differently; the names are those that the endpoint picker protocol's reference
+knows (gateway-api-inference-extension, model server protocol, proposal 003), vLLM's first. Where a
+server runs several engines (data parallel, `engine="0"`, `engine="1"`, …), requests, blocks and
+tokens add up and cache usage is the mean.
+
+The text format: https://prometheus.io/docs/instrumenting/exposition_formats/
+"""
+
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+from xds.pool import Load
+
+
+class MalformedExposition(ValueError):
+    """The page has none of the samples that the engine's pages have."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One line: labels and value."""
+
+    labels: Mapping[str, str]
+    value: float
+
+
+@dataclass(frozen=True, slots=True)
+class Names:
+    """What an engine calls what we want; several names are the newest first. "" has none."""
+
+    waiting: tuple[str, ...]
+    running: tuple[str, ...]
+    usage: tuple[str, ...]  # 0 to 1
+    adapters: str = ""  # a timestamp as value; labels max_lora and running/waiting_lora_adapters
+    config: str = ""  # labels block_label and blocks_label
+    block_label: str = "block_size"
+    blocks_label: str = "num_gpu_blocks"
+    block_size: str = ""  # gauges, where config is no label
+    blocks: str = ""
+    hits: str = ""  # counters of tokens
+    queries: str = ""
+    decode_gap: str = ""  # histogram: seconds between tokens
+    where: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # name → labels it needs
+
+    @property
+    def all(self) -> Iterable[str]:
+        """Every sample name, none twice."""
+        gap = (f"{self.decode_gap}_sum", f"{self.decode_gap}_count") if self.decode_gap else ()
+        single = (self.adapters, self.config, self.block_size, self.blocks)
+        counters = (self.hits, self.queries)
+        names = (*self.waiting, *self.running, *self.usage, *single, *counters, *gap)
+        return dict.fromkeys(name.partition("{")[0] for name in names if name)
+
+
+# A name with {label="value"} is a series of that label alone.
+ENGINES: dict[str, Names] = {
+    "vllm": Names(
+        waiting=("vllm:num_requests_waiting",),
+        running=("vllm:num_requests_running",),
+        usage=("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+        adapters="vllm:lora_requests_info",
+        config="vllm:cache_config_info",
+        hits="vllm:prefix_cache_hits_total",
+        queries="vllm:prefix_cache_queries_total",
+        decode_gap="vllm:inter_token_latency_seconds",
+    ),
+    "sglang": Names(
+        waiting=("sglang:num_queue_reqs",),
+        running=("sglang:num_running_reqs",),
+        usage=("sglang:token_usage",),
+        config="sglang:cache_config_info",
+        block_label="page_size",
+        blocks_label="num_pages",
+        decode_gap="sglang:inter_token_latency_seconds",
+    ),
+    "trtllm-serve": Names(
+        waiting=("trtllm_num_requests_waiting",),
+        running=("trtllm_num_requests_running",),
+        usage=("trtllm_kv_cache_utilization",),
+        block_size="trtllm_kv_cache_tokens_per_block",
+        blocks="trtllm_kv_cache_max_blocks",
+    ),
+    "triton-tensorrt-llm": Names(
+        waiting=('nv_trt_llm_request_metrics{request_type="waiting"}',),
+        running=('nv_trt_llm_request_metrics{request_type="scheduled"}',),
+        usage=('nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="fraction"}',),
+        block_size='nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="tokens_per"}',
+        blocks='nv_trt_llm_kv_cache_block_metrics{kv_cache_block_type="max"}',
+    ),
+    "triton": Names(waiting=("nv_inference_pending_request_count",), running=(), usage=()),
+}
+
+_LABELS = rb'\{((?:[^"}]|"(?:[^"\\\n]|\\.)*")*)\}'
+_LABEL = re.compile(rb'([a-zA-Z_]\w*)\s*=\s*"((?:[^"\\]|\\.)*)"')
+_ESCAPE = re.compile(r"\\(.)")
+
+
+def _pattern(names: Names) -> re.Pattern[bytes]:
+    wanted = b"|".join(re.escape(name.encode()) for name in names.all)
+    return re.compile(
+        rb"^(" + wanted + rb")[ \t]*(?:" + _LABELS + rb")?[ \t]*([^\s{]+)", re.MULTILINE
+    )
+
+
+_PATTERNS = {engine: _pattern(names) for engine, names in ENGINES.items()}
+
+
+def read(page: bytes, engine: str, *, at: float) -> Load:
+    """The load on a page that was asked for at `at`. Raises `MalformedExposition`.
+
+    What the page does not have, or has as NaN, infinite or negative, is `None`.
+    """
+    names = ENGINES[engine]
+    found = samples(page, engine)
+    if not found:
+        raise MalformedExposition(
+            f"none of {', '.join(names.waiting + names.running)} in {len(page)} bytes of metrics; "
+            f"is this {engine}? (annotation weir.dev/engine says which)"
+        )
+    block_size, blocks = _blocks(found, names)
+    running_adapters, max_adapters = _adapters(found.get(names.adapters, []))
+    usage = _first(found, names.usage)
+    return Load(
+        at=at,
+        waiting=_count(_first(found, names.waiting)),
+        running=_count(_first(found, names.running)),
+        kv_cache_usage=min(sum(usage) / len(usage), 1.0) if usage else None,
+        adapters=running_adapters,
+        max_adapters=max_adapters,
+        block_size=block_size,
+        blocks=blocks,
+        prefix_queries=_total(_values(found, names.queries)),
+        prefix_hits=_total(_values(found, names.hits)),
+        decode_gap_sum=_total(_values(found, f"{names.decode_gap}_sum")),
+        decode_gap_count=_total(_values(found, f"{names.decode_gap}_count")),
+    )
+
+
+def since(load: Load, before: Load | None) -> Load:
+    """`load` with what only two pages tell: the mean time between tokens since the one before."""
+    if before is None:
+        return load
+    count = _grown(load.decode_gap_count, before.decode_gap_count)
+    seconds = _grown(load.decode_gap_sum, before.decode_gap_sum)
+    if not count or seconds is None:
+        return replace(load, decode_step_seconds=before.decode_step_seconds)
+    return replace(load, decode_step_seconds=seconds / count)
+
+
+def samples(page: bytes, engine: str) -> dict[str, list[Sample]]:
+    """The engine's wanted samples by name, in the order of the page."""
+    found: dict[str, list[Sample]] = defaultdict(list)
+    for name, labels, text in _PATTERNS[engine].findall(page):
+        try:
+            value = float(text)
+        except ValueError:
+            continue
+        pairs = _LABEL.findall(labels) if labels else ()
+        found[name.decode()].append(Sample({k.decode(): _unescape(v) for k, v in pairs}, value))
+    return found
+
+
+def _unescape(raw: bytes) -> str:
+    text = raw.decode("utf-8", "replace")
+    if "\\" not in text:
+        return text
+    return _ESCAPE.sub(lambda match: "\n" if match[1] == "n" else match[1], text)
+
+
+def _values(found: Mapping[str, list[Sample]], name: str) -> list[float]:
+    """The values of a series that are counts of something."""
+    bare, _, label = name.partition("{")
+    key, _, value = label.rstrip("}").partition("=")
+    return [
+        sample.value
+        for sample in found.get(bare, ())
+        if math.isfinite(sample.value)
+        and sample.value >= 0
+        and (not key or sample.labels.get(key) == value.strip('"'))
+    ]
+
+
+def _first(found: Mapping[str, list[Sample]], names: Iterable[str]) -> list[float]:
+    return next((values for name in names if (values := _values(found, name))), [])
+
+
+def _count(values: list[float]) -> int | None:
+    return round(sum(values)) if values else None
+
+
+def _total(values: list[float]) -> float | None:
+    return sum(values) if values else None
+
+
+def _grown(now: float | None, before: float | None) -> float | None:
+    """None where a counter went back: the server started anew."""
+    return None if now is None or before is None or now < before else now - before
+
+
+def _blocks(found: Mapping[str, list[Sample]], names: Names) -> tuple[int | None, int | None]:
+    """Tokens a KV block, and blocks of all engines."""
+    configs = [sample.labels for sample in found.get(names.config, ())]
+    sizes = [size for labels in configs if (size := _whole(labels.get(names.block_label)))]
+    blocks = [count for labels in configs if (count := _whole(labels.get(names.blocks_label)))]
+    sizes += [round(value) for value in _values(found, names.block_size) if value >= 1]
+    blocks += [round(value) for value in _values(found, names.blocks) if value >= 1]
+    return (sizes[0] if sizes else None), (sum(blocks) if blocks else None)
+
+
+def _whole(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
+def _adapters(series: list[Sample]) -> tuple[frozenset[str], int | None]:
+    """Adapters with a request running or waiting; old series linger, the newest has the say."""
+    newest = max(series, key=lambda sample: sample.value, default=None)
+    if newest is None:
+        return frozenset(), None
+    lists = [newest.labels.get(f"{state}_lora_adapters", "") for state in ("running", "waiting")]
+    names = (name.strip() for text in lists for name in text.split(","))
+    return frozenset(name for name in names if name), _whole(newest.labels.get("max_lora"))

@@ -1,0 +1,123 @@
+"""What the control plane says of itself: the JSON of `/status` and the metrics, from one view."""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from xds.plane import Plane
+from xds.pool import Endpoint, Load, Observation, Share
+from xds.server import XdsServer
+from xds.session import Session
+from xds.snapshot import Snapshot
+
+
+def status(
+    plane: Plane, server: XdsServer, problems: tuple[str, ...], now: float
+) -> dict[str, Any]:
+    """Pools with their endpoints as the weigher sees them; clients with what they accepted."""
+    snapshot = server.snapshots.value
+    return {
+        "pools": {
+            name: {
+                "policy": pool.policy.tier.value,
+                "endpoints": [
+                    _endpoint(each, plane.shares(name).get(each.id), plane.seen(each.id), now)
+                    for each in pool.endpoints
+                ],
+            }
+            for name, pool in plane.pools.items()
+        },
+        "clients": [_client(session, snapshot) for session in server.clients],
+        "nacks": server.nacks,
+        "problems": list(problems),
+    }
+
+
+class Metrics(Collector):
+    """The same view as Prometheus metrics, made when they are asked for."""
+
+    def __init__(self, view: Callable[[], Mapping[str, Any]]) -> None:
+        self._view = view
+
+    def collect(self) -> Iterator[Metric]:
+        view = self._view()
+        labels = ["pool", "endpoint"]
+        gauges = {
+            key: GaugeMetricFamily(f"weir_endpoint_{name}", text, labels=labels)
+            for key, name, text in (
+                ("weight", "weight", "Load-balancing weight as pushed; 100 is ordinary."),
+                ("priority", "priority", "Load-balancing priority as pushed; 0 serves."),
+                ("waiting", "waiting_requests", "Requests in the model server's queue."),
+                ("running", "running_requests", "Requests in the model server's batch."),
+                ("kv_cache_usage", "kv_cache_usage_ratio", "KV cache in use, 0 to 1."),
+                ("age_seconds", "load_age_seconds", "Age of the last load."),
+            )
+        }
+        for pool, content in view["pools"].items():
+            for endpoint in content["endpoints"]:
+                for key, gauge in gauges.items():
+                    if endpoint[key] is not None:
+                        gauge.add_metric([pool, endpoint["endpoint"]], endpoint[key])
+        yield from gauges.values()
+        clients = view["clients"]
+        yield GaugeMetricFamily("weir_xds_clients", "Open xDS streams.", len(clients))
+        behind = sum(not client["synced"] for client in clients)
+        yield GaugeMetricFamily("weir_xds_clients_behind", "Streams with news to ACK.", behind)
+        refusing = sum(bool(client["refusals"]) for client in clients)
+        yield GaugeMetricFamily("weir_xds_clients_refusing", "Streams with a NACK.", refusing)
+        yield CounterMetricFamily("weir_xds_nacks", "NACKs since the start.", view["nacks"])
+        problems = len(view["problems"])
+        yield GaugeMetricFamily("weir_config_problems", "Manifests that are wrong now.", problems)
+
+    def describe(self) -> Iterator[Metric]:
+        return iter(())
+
+
+def _endpoint(
+    endpoint: Endpoint, share: Share | None, seen: Observation, now: float
+) -> dict[str, Any]:
+    load = seen.load or Load(at=now)
+    return {
+        "endpoint": endpoint.id,
+        "pod": endpoint.pod,
+        "ready": endpoint.ready,
+        "draining": endpoint.draining,
+        "weight": share.weight if share else None,
+        "priority": share.priority if share else None,
+        "reachability": seen.reachability.value,
+        "problem": seen.problem,
+        "age_seconds": round(now - load.at, 3) if seen.load else None,
+        "waiting": load.waiting,
+        "running": load.running,
+        "kv_cache_usage": load.kv_cache_usage,
+        "prefix_hit_rate": _ratio(load.prefix_hits, load.prefix_queries),
+        "adapters": sorted(load.adapters),
+    }
+
+
+def _client(session: Session, snapshot: Snapshot) -> dict[str, Any]:
+    return {
+        "node": session.node,
+        "peer": session.peer,
+        "synced": bool(session.subscriptions) and session.synced(snapshot),
+        "outcomes": {outcome.value: count for outcome, count in session.outcomes.items()},
+        "sent": session.sent,
+        "accepted": {
+            _short(type_url): subscription.accepted
+            for type_url, subscription in session.subscriptions.items()
+        },
+        "refusals": {
+            _short(type_url): {"version": refusal.version, "reason": refusal.reason}
+            for type_url, refusal in session.refusals.items()
+        },
+    }
+
+
+def _ratio(part: float | None, whole: float | None) -> float | None:
+    return None if part is None or not whole else part / whole
+
+
+def _short(type_url: str) -> str:
+    return type_url.rpartition(".")[2]

@@ -1,0 +1,113 @@
+"""One client's stream: its subscriptions by type, in the order in which types may be sent.
+
+A proxy that learns of a route before the cluster behind it, or of a cluster before its endpoints,
+answers with 503 meanwhile. So types go out clusters first, then assignments, listeners, routes, our
+own; a type waits while one before it has an answer outstanding; and clusters that are gone are
+taken away last, when everything else has been accepted ("make before break").
+
+https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#eventual-consistency-considerations
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from xds.discovery import DeltaRequest, Outcome, Response, SotwRequest
+from xds.snapshot import Snapshot, TypeUrl
+from xds.subscription import DeltaSubscription, Refusal, SotwSubscription
+
+ORDER: tuple[str, ...] = (
+    TypeUrl.CLUSTER,
+    TypeUrl.ENDPOINT,
+    TypeUrl.LISTENER,
+    TypeUrl.ROUTE,
+    TypeUrl.POOL,
+    TypeUrl.POOL_LOAD,
+)
+AFTER: dict[str, tuple[TypeUrl, ...]] = {
+    TypeUrl.LISTENER: (TypeUrl.CLUSTER, TypeUrl.ENDPOINT),
+    TypeUrl.ROUTE: (TypeUrl.CLUSTER, TypeUrl.ENDPOINT, TypeUrl.LISTENER),
+}
+REMOVED_AFTER: dict[str, tuple[TypeUrl, ...]] = {TypeUrl.CLUSTER: (TypeUrl.LISTENER, TypeUrl.ROUTE)}
+
+
+@dataclass(slots=True)
+class Session:
+    """Owned by one stream; synchronous. `node` and `peer` are for people to tell clients apart."""
+
+    peer: str
+    node: str = ""
+    subscriptions: dict[str, SotwSubscription | DeltaSubscription] = field(default_factory=dict)
+    outcomes: Counter[Outcome] = field(default_factory=Counter)
+    sent: int = 0  # responses
+
+    def sotw(self, type_url: str, request: SotwRequest) -> Outcome:
+        subscription = self.subscriptions.get(type_url)
+        if not isinstance(subscription, SotwSubscription):
+            subscription = SotwSubscription(type_url)
+            self._add(type_url, subscription)
+        return self._count(subscription.request(request))
+
+    def delta(self, type_url: str, request: DeltaRequest) -> Outcome:
+        subscription = self.subscriptions.get(type_url)
+        if not isinstance(subscription, DeltaSubscription):
+            subscription = DeltaSubscription(type_url)
+            self._add(type_url, subscription)
+        return self._count(subscription.request(request))
+
+    def responses(self, snapshot: Snapshot) -> Iterator[Response]:
+        """What is due now, in order. Each counts as sent when it is taken.
+
+        Requests may be applied while the caller is busy with one.
+        """
+        for type_url, subscription in list(self.subscriptions.items()):
+            if not all(self._settled(before, snapshot) for before in AFTER.get(type_url, ())):
+                continue
+            keep = not all(
+                self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
+            )
+            response = subscription.respond(snapshot.types.get(type_url), keep_removed=keep)
+            if response is not None:
+                self.sent += 1
+                if type_url == TypeUrl.CLUSTER and TypeUrl.ENDPOINT in self.subscriptions:
+                    # A cluster that changed is warmed with its endpoints anew, but its
+                    # subscription goes on, so nobody asks.
+                    self.subscriptions[TypeUrl.ENDPOINT].again(r.name for r in response.resources)
+                yield response
+
+    def synced(self, snapshot: Snapshot) -> bool:
+        """Has the client answered for all that the snapshot has for it?
+
+        Loads are left out: they change with every scrape, and nobody is ever up to date.
+        """
+        return all(
+            self._settled(type_url, snapshot)
+            for type_url in self.subscriptions
+            if type_url != TypeUrl.POOL_LOAD
+        )
+
+    @property
+    def refusals(self) -> dict[str, Refusal]:
+        """NACKs that stand, by type."""
+        return {
+            type_url: subscription.refusal
+            for type_url, subscription in self.subscriptions.items()
+            if subscription.refusal is not None
+        }
+
+    def _settled(self, type_url: str, snapshot: Snapshot) -> bool:
+        subscription = self.subscriptions.get(type_url)
+        return subscription is None or subscription.settled(snapshot.types.get(type_url))
+
+    def _add(self, type_url: str, subscription: SotwSubscription | DeltaSubscription) -> None:
+        self.subscriptions[type_url] = subscription
+        ordered = sorted(self.subscriptions.items(), key=lambda item: _place(item[0]))
+        self.subscriptions = dict(ordered)
+
+    def _count(self, outcome: Outcome) -> Outcome:
+        self.outcomes[outcome] += 1
+        return outcome
+
+
+def _place(type_url: str) -> int:
+    return ORDER.index(type_url) if type_url in ORDER else len(ORDER)

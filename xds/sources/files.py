@@ -1,0 +1,115 @@
+"""A directory of ordinary Kubernetes manifests as the source of pools.
+
+Read once at the start, where any mistake stops the program; then again whenever something in it
+changes, where a mistake does not: the last good objects of that file stand, until it is mended or
+removed. A file that has become empty counts as a mistake too, since some editors truncate first and
+write later, and nobody empties a pool that way on purpose.
+"""
+
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import TypeAlias
+
+import watchfiles
+
+from xds import registry
+from xds.latest import Latest
+from xds.manifests import Manifest, ManifestError, read
+from xds.pool import Pool, PoolName
+
+SUFFIXES = (".yaml", ".yml", ".json")
+DEBOUNCE_MILLISECONDS = 50
+
+Pools: TypeAlias = Mapping[PoolName, Pool]
+Files: TypeAlias = Mapping[Path, list[Manifest]]
+
+
+class Directory:
+    """What a directory of manifests says, file by file."""
+
+    def __init__(self, path: Path) -> None:
+        """Read it all. Raises `ManifestError`."""
+        self.path = path
+        self.problems: tuple[str, ...] = ()  # as of the last `reload`
+        if not path.is_dir():
+            raise ManifestError(f"{path}: not a directory of Kubernetes manifests")
+        self._files: Files = {file: read(_text(file), file.name) for file in _files(path)}
+        self.pools: Pools = registry.pools(_all(self._files))
+        if not self.pools:
+            raise ManifestError(
+                f"{path}: no InferencePool in {len(self._files)} files ({', '.join(SUFFIXES)})"
+            )
+
+    def reload(self) -> None:
+        """Read again; what is wrong is in `problems`, and leaves what it concerns as it was."""
+        problems: list[str] = []
+        files = {}
+        for file in _files(self.path):
+            manifests = self._reread(file, problems)
+            if manifests is not None:
+                files[file] = manifests
+        self._files = self._agreeing(files, problems)
+        self.pools = registry.pools(_all(self._files))
+        self.problems = tuple(problems)
+
+    def _reread(self, file: Path, problems: list[str]) -> list[Manifest] | None:
+        before = self._files.get(file)
+        try:
+            text = _text(file)
+            if text.strip() or not before:
+                return read(text, file.name)
+            problems.append(f"{file.name}: empty; remove the file to remove what was in it")
+        except ManifestError as error:
+            problems.append(str(error))
+        return before
+
+    def _agreeing(self, files: Files, problems: list[str]) -> Files:
+        """The files; of those that do not fit together, as they were before."""
+        try:
+            registry.pools(_all(files))
+        except ManifestError:
+            agreed = {file: self._files[file] for file in files if file in self._files}
+            for file in files:
+                trial = agreed | {file: files[file]}
+                try:
+                    registry.pools(_all(trial))
+                except ManifestError as error:
+                    problems.append(str(error))
+                else:
+                    agreed = trial
+            return agreed
+        return files
+
+
+async def watch(
+    directory: Directory, pools: Latest[Pools], on_reload: Callable[[tuple[str, ...]], None]
+) -> None:
+    """Publish the pools whenever the directory changes; runs until cancelled.
+
+    `on_reload` gets what is wrong with the directory, or nothing.
+    """
+    async for _ in _changes(directory.path):
+        directory.reload()
+        pools.publish(directory.pools)
+        on_reload(directory.problems)
+
+
+def _all(files: Files) -> list[Manifest]:
+    return [manifest for file in sorted(files) for manifest in files[file]]
+
+
+def _changes(path: Path) -> AsyncIterator[object]:
+    return watchfiles.awatch(
+        path, debounce=DEBOUNCE_MILLISECONDS, step=10, watch_filter=None, recursive=False
+    )
+
+
+def _files(path: Path) -> list[Path]:
+    return sorted(file for file in path.iterdir() if file.suffix in SUFFIXES and file.is_file())
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{file.name}: cannot be read: {error}") from error

@@ -1,0 +1,48 @@
+"""What the control plane says of itself over HTTP: `/healthz`, `/status` and `/metrics`.
+
+`/status` is the JSON behind `weir status` and the demo's live table: pools with their endpoints as
+the weigher sees them, and the xDS clients with what each of them has accepted or refused.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+
+
+@asynccontextmanager
+async def reporting(
+    host: str, port: int, status: Callable[[], Any], registry: CollectorRegistry
+) -> AsyncIterator[int]:
+    """Serve until the block ends; yields the port, which matters when 0 was asked for."""
+
+    async def healthz(_: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(status())
+
+    async def metrics(_: web.Request) -> web.Response:
+        return web.Response(
+            body=generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST}
+        )
+
+    app = web.Application()
+    app.add_routes(
+        [
+            web.get("/healthz", healthz),
+            web.get("/status", show),
+            web.get("/metrics", metrics),
+        ]
+    )
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        site = web.TCPSite(runner, host, port)
+        await site.start()
+        yield runner.addresses[0][1]
+    finally:
+        await runner.cleanup()
