@@ -26,7 +26,7 @@ class Coefficients:
     convex: float = 1.0  # a second: weight of the square of the time to first token
     own_decode: float = 0.3
     imposed: float = 0.3
-    memory: float = 1.0
+    memory: float = 0.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +53,18 @@ class Standing:
     speed: float = 1.0
 
 
-def step_seconds(decoding: float, context: float, k: Coefficients) -> float:
+def step_seconds(at: Standing, k: Coefficients) -> float:
     """A step without any prefill."""
-    return k.a + k.c * decoding + k.d * decoding * context
+    return k.a + k.c * at.decoding + k.d * at.decoding * at.context
 
 
-def prefill_seconds(
-    pending: float, prompt: float, cached: float, decoding: float, context: float, k: Coefficients
-) -> float:
-    """From arrival to the first token, behind `pending` uncached tokens of others."""
-    uncached = max(1.0, prompt - cached)
-    base = step_seconds(decoding, context, k)
-    a_token = k.b + base / max(1.0, k.budget - decoding)
-    attention = k.e * uncached * (prompt - uncached / 2)
-    return (pending + uncached) * a_token + base + attention
+def prefill_seconds(work: Work, at: Standing, k: Coefficients) -> float:
+    """From arrival to the first token, behind what is pending there."""
+    uncached = max(1.0, work.prompt - at.cached)
+    base = step_seconds(at, k)
+    a_token = k.b + base / max(1.0, k.budget - at.decoding)
+    attention = k.e * uncached * (work.prompt - uncached / 2)
+    return (at.pending + uncached) * a_token + base + attention
 
 
 def endpoint_cost(work: Work, at: Standing, k: Coefficients) -> float:
@@ -82,13 +80,16 @@ def endpoint_cost(work: Work, at: Standing, k: Coefficients) -> float:
     first = (at.pending + uncached) * a_token + base + k.e * uncached * (work.prompt - uncached / 2)
     if not at.has_adapter:
         first += k.adapter_load * (0.5 if at.has_slot else 1.0)
-    if at.kv_usage * at.kv_tokens + uncached > at.kv_tokens:
-        first += work.output * base  # somebody has to leave before it is admitted
+    used = at.kv_usage * at.kv_tokens
+    if (lacking := used + at.pending + uncached - at.kv_tokens) > 0:
+        first += lacking / max(1.0, used) * work.output * base  # until so much has been freed
     own = work.output * (base + k.c + k.d * work.prompt)
     others = (at.decoding + at.waiting) * (
         uncached * k.b + work.output * (k.c + k.d * (work.prompt + work.output / 2))
     )
-    room = max(0.02, 1.0 - at.kv_usage)
+    # The price stops rising at half: near a full cache it would drown the time to the first token,
+    # and follow the noise of usage that is 200 ms old.
+    room = max(0.5, 1.0 - at.kv_usage)
     share = (uncached + work.output / 2) / at.kv_tokens
     memory = share * work.output * base * at.kv_usage / room
     return (

@@ -1,11 +1,11 @@
 """What we sent to one endpoint, and how far it should have got.
 
 Between two scrapes every request would see the same loads and run to the same endpoint, and a
-closed ext_proc stream shows neither the first token nor the end of what it sent. So a pick reserves,
-with the times at which its prefill should begin and end and its last token should come, as the cost
-model predicts them: prefills one after the other, in the order of the picks. A scrape corrects what
-was predicted: what it should have seen by then is in its numbers, and no more of ours can be
-queued than it saw waiting, plus what was sent since.
+closed ext_proc stream shows neither the first token nor the end of what it sent. So a pick
+reserves, with the times at which its prefill should begin and end and its last token should come,
+as the cost model predicts them: prefills one after the other, in the order of the picks. A scrape
+corrects what was predicted: what it should have seen by then is in its numbers, and no more of ours
+can be queued than it saw waiting, plus what was sent since.
 
 All four times ascend from pick to pick, so every question is a bisection.
 """

@@ -9,7 +9,7 @@ busy as the mean of the others, plus what we sent it ourselves.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 
 from picker.cost import (
@@ -126,14 +126,19 @@ class PoolState:
         pending = own.pending * ours / own.waiting if own.waiting else 0.0
         others = max(0.0, waiting - own.waiting_then)
         everyone = waiting + running + own.sent - own.finished
+        # What was admitted since the scrape holds memory, what finished has given it back.
+        admitted = max(0.0, waiting + own.sent - ours - others)
+        capacity = _kv_tokens(load)
+        used = (load.kv_cache_usage or 0.0) * capacity if load is not None else 0.0
+        used += admitted * self._uncached - own.finished * self._prompt
         has_adapter, has_slot = self._adapter(load, sent, model)
         return Standing(
             decoding=max(0.0, everyone - ours - others),
             waiting=ours + others,
             pending=pending + others * self._uncached,
             context=self._prompt,
-            kv_usage=(load.kv_cache_usage or 0.0) if load is not None else 0.0,
-            kv_tokens=_kv_tokens(load),
+            kv_usage=min(1.0, max(0.0, used / capacity)),
+            kv_tokens=capacity,
             cached=cached,
             has_adapter=has_adapter,
             has_slot=has_slot,
@@ -174,8 +179,8 @@ class PoolState:
         self, endpoint: EndpointId, request: Request, work: Work, found: Standing, now: float
     ) -> None:
         k, uncached = self._k, max(0.0, work.prompt - found.cached)
-        step = step_seconds(found.decoding, found.context, k)
-        alone = prefill_seconds(0.0, work.prompt, found.cached, found.decoding, found.context, k)
+        step = step_seconds(found, k)
+        alone = prefill_seconds(work, replace(found, pending=0.0), k)
         sent = self._in_flight.setdefault(endpoint, InFlight())
         sent.reserve(
             now,
