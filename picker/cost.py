@@ -75,9 +75,8 @@ def endpoint_cost(work: Work, at: Standing, k: Coefficients) -> float:
     price of the memory it takes, rising as the cache fills; and an adapter's load if it has none.
     """
     uncached = max(1.0, work.prompt - at.cached)
-    base = k.a + k.c * at.decoding + k.d * at.decoding * at.context
-    a_token = k.b + base / max(1.0, k.budget - at.decoding)
-    first = (at.pending + uncached) * a_token + base + k.e * uncached * (work.prompt - uncached / 2)
+    base = step_seconds(at, k)
+    first = prefill_seconds(work, at, k)
     if not at.has_adapter:
         first += k.adapter_load * (0.5 if at.has_slot else 1.0)
     used = at.kv_usage * at.kv_tokens

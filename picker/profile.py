@@ -56,7 +56,8 @@ class PoolState:
         self._in_flight: dict[EndpointId, InFlight] = {}
         self._index = PrefixIndex()
         self._adapters: frozenset[str] = frozenset()  # every name that a server called an adapter
-        self._prompt = DEFAULT_PROMPT_TOKENS  # learned means
+        self._output = DEFAULT_OUTPUT_TOKENS  # learned means
+        self._prompt = DEFAULT_PROMPT_TOKENS
         self._uncached = DEFAULT_PROMPT_TOKENS
 
     def update(self, view: PoolView) -> None:
@@ -76,6 +77,10 @@ class PoolState:
             self._adapters |= seen.load.adapters
             if name in self._in_flight:
                 self._in_flight[name].settle(seen.load.at)
+        loads = (seen.load for seen in observations.values())
+        lengths = [load.output_tokens for load in loads if load and load.output_tokens]
+        if lengths:
+            self._output = sum(lengths) / len(lengths)
 
     def pick(
         self,
@@ -89,7 +94,7 @@ class PoolState:
         if not members:
             raise NoEndpoint(self.view.name)
         prompt = request.prompt_tokens
-        work = Work(self._prompt if prompt is None else prompt, DEFAULT_OUTPUT_TOKENS)
+        work = Work(self._prompt if prompt is None else prompt, self._output)
         matched = self._index.match(request.prefix) if self.view.prefix_affinity else {}
         # JSON spells a prompt a little longer than it is: the share is what carries over.
         share = work.prompt / request.prompt_bytes if request.prompt_bytes else 0.0

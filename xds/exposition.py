@@ -21,6 +21,9 @@ from dataclasses import dataclass, field, replace
 from xds.pool import Load
 
 
+ANSWER_WEIGHT = 0.02  # of one answer in the mean length
+
+
 class MalformedExposition(ValueError):
     """The page has none of the samples that the engine's pages have."""
 
@@ -49,15 +52,17 @@ class Names:
     hits: str = ""  # counters of tokens
     queries: str = ""
     decode_gap: str = ""  # histogram: seconds between tokens
+    answer: str = ""  # histogram: tokens of an answer
     where: Mapping[str, Mapping[str, str]] = field(default_factory=dict)  # name → labels it needs
 
     @property
     def all(self) -> Iterable[str]:
         """Every sample name, none twice."""
-        gap = (f"{self.decode_gap}_sum", f"{self.decode_gap}_count") if self.decode_gap else ()
+        histograms = (name for name in (self.decode_gap, self.answer) if name)
+        means = (f"{name}_{part}" for name in histograms for part in ("sum", "count"))
         single = (self.adapters, self.config, self.block_size, self.blocks)
         counters = (self.hits, self.queries)
-        names = (*self.waiting, *self.running, *self.usage, *single, *counters, *gap)
+        names = (*self.waiting, *self.running, *self.usage, *single, *counters, *means)
         return dict.fromkeys(name.partition("{")[0] for name in names if name)
 
 
@@ -72,6 +77,7 @@ ENGINES: dict[str, Names] = {
         hits="vllm:prefix_cache_hits_total",
         queries="vllm:prefix_cache_queries_total",
         decode_gap="vllm:inter_token_latency_seconds",
+        answer="vllm:request_generation_tokens",
     ),
     "sglang": Names(
         waiting=("sglang:num_queue_reqs",),
@@ -142,18 +148,27 @@ def read(page: bytes, engine: str, *, at: float) -> Load:
         prefix_hits=_total(_values(found, names.hits)),
         decode_gap_sum=_total(_values(found, f"{names.decode_gap}_sum")),
         decode_gap_count=_total(_values(found, f"{names.decode_gap}_count")),
+        answer_sum=_total(_values(found, f"{names.answer}_sum")),
+        answer_count=_total(_values(found, f"{names.answer}_count")),
     )
 
 
 def since(load: Load, before: Load | None) -> Load:
-    """`load` with what only two pages tell: the mean time between tokens since the one before."""
+    """`load` with what only two pages tell: mean time between tokens, mean length of an answer."""
     if before is None:
         return load
-    count = _grown(load.decode_gap_count, before.decode_gap_count)
+    gaps = _grown(load.decode_gap_count, before.decode_gap_count)
     seconds = _grown(load.decode_gap_sum, before.decode_gap_sum)
-    if not count or seconds is None:
-        return replace(load, decode_step_seconds=before.decode_step_seconds)
-    return replace(load, decode_step_seconds=seconds / count)
+    answers = _grown(load.answer_count, before.answer_count)
+    tokens = _grown(load.answer_sum, before.answer_sum)
+    step, length = before.decode_step_seconds, before.output_tokens
+    if gaps and seconds is not None:
+        step = seconds / gaps
+    if answers and tokens is not None:
+        mean = tokens / answers
+        known = mean if length is None else length
+        length = mean + (known - mean) * (1 - ANSWER_WEIGHT) ** answers
+    return replace(load, decode_step_seconds=step, output_tokens=length)
 
 
 def samples(page: bytes, engine: str) -> dict[str, list[Sample]]:

@@ -84,7 +84,10 @@ class Load:
     prefix_hits: float | None = None
     decode_gap_sum: float | None = None  # seconds between tokens, since the server started
     decode_gap_count: float | None = None
-    decode_step_seconds: float | None = None  # mean of those since the last scrape
+    answer_sum: float | None = None  # tokens of finished answers, since the server started
+    answer_count: float | None = None
+    decode_step_seconds: float | None = None  # mean gap since the last scrape
+    output_tokens: float | None = None  # mean length of the answers that finished lately
 
 
 class Reachability(Enum):

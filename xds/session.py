@@ -61,7 +61,7 @@ class Session:
         Requests may be applied while the caller is busy with one.
         """
         for type_url, subscription in list(self.subscriptions.items()):
-            if not all(self._settled(before, snapshot) for before in AFTER.get(type_url, ())):
+            if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
                 continue
             keep = not all(
                 self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
@@ -94,6 +94,10 @@ class Session:
             for type_url, subscription in self.subscriptions.items()
             if subscription.refusal is not None
         }
+
+    def _outstanding(self, type_url: str) -> bool:
+        subscription = self.subscriptions.get(type_url)
+        return subscription is not None and subscription.outstanding
 
     def _settled(self, type_url: str, snapshot: Snapshot) -> bool:
         subscription = self.subscriptions.get(type_url)

@@ -167,6 +167,8 @@ def _write_load(item: pool_pb2.EndpointLoad, load: Load, now: float) -> None:
         item.kv_cache_usage = load.kv_cache_usage
     if load.decode_step_seconds is not None:
         item.decode_step_seconds = load.decode_step_seconds
+    if load.output_tokens is not None:
+        item.output_tokens = load.output_tokens
     item.adapters.extend(sorted(load.adapters))
     item.max_adapters = _uint32(load.max_adapters or 0)
     item.block_size = _uint32(load.block_size or 0)
@@ -185,6 +187,7 @@ def _read_load(item: pool_pb2.EndpointLoad, received_at: float) -> Load:
         block_size=item.block_size or None,
         blocks=item.blocks or None,
         decode_step_seconds=item.decode_step_seconds if has("decode_step_seconds") else None,
+        output_tokens=item.output_tokens if has("output_tokens") else None,
     )
 
 

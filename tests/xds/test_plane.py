@@ -1,0 +1,176 @@
+import pytest
+import yaml
+from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
+from envoy_data_plane.envoy.config.listener.v3 import Listener
+from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
+
+from xds import wire
+from xds.assignment import cluster_load_assignment
+from xds.plane import Plane
+from xds.pool import Endpoint, Load, Observation, Policy, Pool, Reachability, Share, Tier
+from xds.snapshot import TypeUrl
+from xds.standalone import Standalone, bootstrap
+
+STANDALONE = Standalone(listen="127.0.0.1:8080", picker="127.0.0.1:9002", access_log="/tmp/log")
+
+
+def member(number, **changes):
+    return Endpoint(f"10.0.0.{number}:80", f"d/{number}", f"10.0.0.{number}", 80, **changes)
+
+
+def pool(name="d/p", count=2, **changes):
+    return Pool(name, tuple(member(n) for n in range(1, count + 1)), **changes)
+
+
+def plane(*pools, now=0.0, standalone=STANDALONE):
+    made = Plane(standalone)
+    made.configure({each.name: each for each in pools}, now)
+    return made
+
+
+def body(snapshot, type_url, name):
+    return snapshot.get(type_url, name).body
+
+
+def test_an_assignment_says_each_endpoint_with_weight_and_priority():
+    shares = {"10.0.0.1:80": Share(70), "10.0.0.2:80": Share(30, priority=1)}
+    message = ClusterLoadAssignment.parse(
+        cluster_load_assignment("d/p", [member(1), member(2), member(3)], shares)
+    )
+    assert message.cluster_name == "d/p"
+    said = [
+        (
+            locality.priority,
+            item.endpoint.address.socket_address.address,
+            item.endpoint.address.socket_address.port_value,
+            item.load_balancing_weight,
+        )
+        for locality in message.endpoints
+        for item in locality.lb_endpoints
+    ]
+    assert said == [(0, "10.0.0.1", 80, 70), (1, "10.0.0.2", 80, 30)]
+
+
+def test_an_echo_is_the_same_assignment_in_other_bytes():
+    shares = {"10.0.0.1:80": Share(70)}
+    plain = cluster_load_assignment("d/p", [member(1)], shares)
+    echo = cluster_load_assignment("d/p", [member(1)], shares, echo=True)
+    assert plain != echo
+    assert (
+        ClusterLoadAssignment.parse(plain).endpoints == ClusterLoadAssignment.parse(echo).endpoints
+    )
+    assert ClusterLoadAssignment.parse(echo).policy.overprovisioning_factor == 140
+
+
+def test_a_pool_without_endpoints_is_an_empty_assignment_and_others_are_as_they_were():
+    both = plane(pool("d/a"), pool("d/b"))
+    before = both.snapshot(0.0)
+    both.configure({"d/a": pool("d/a"), "d/b": pool("d/b", count=0)}, 1.0)
+    after = both.snapshot(1.0)
+    assert ClusterLoadAssignment.parse(body(after, TypeUrl.ENDPOINT, "d/b")).endpoints == []
+    assert after.get(TypeUrl.ENDPOINT, "d/a") is before.get(TypeUrl.ENDPOINT, "d/a")
+    assert after.types[TypeUrl.CLUSTER] is before.types[TypeUrl.CLUSTER]
+
+
+def test_nothing_new_is_the_same_snapshot():
+    one = plane(pool())
+    first = one.snapshot(0.0)
+    one.weigh(1.0)
+    assert one.snapshot(1.0) is first
+
+
+def test_an_observation_changes_its_pools_loads_and_nothing_else():
+    one = plane(pool("d/a"), Pool("d/b", (member(9),)))
+    before = one.snapshot(0.0)
+    one.observe("10.0.0.1:80", Observation(Load(1.0, waiting=3), Reachability.ANSWERING))
+    after = one.snapshot(1.5)
+    assert after.changed(before) == [TypeUrl.POOL_LOAD]
+    assert after.get(TypeUrl.POOL_LOAD, "d/b") is before.get(TypeUrl.POOL_LOAD, "d/b")
+    loads = wire.decode_loads(body(after, TypeUrl.POOL_LOAD, "d/a"), received_at=100.0)
+    assert loads["10.0.0.1:80"].load.waiting == 3
+    assert loads["10.0.0.1:80"].load.at == pytest.approx(99.5)
+
+
+def test_weighing_moves_shares_in_the_assignment_and_for_pickers():
+    one = plane(pool(policy=Policy(Tier.WEIGHTS)))
+    one.observe("10.0.0.1:80", Observation(reachability=Reachability.REFUSED))
+    one.observe("10.0.0.2:80", Observation(Load(0.0, waiting=3), Reachability.ANSWERING))
+    one.weigh(1.0)
+    snapshot = one.snapshot(1.0)
+    view = wire.decode_pool(body(snapshot, TypeUrl.POOL, "d/p"))
+    assert {each.endpoint: each.priority for each in view.members} == {
+        "10.0.0.1:80": 1,
+        "10.0.0.2:80": 0,
+    }
+    assignment = ClusterLoadAssignment.parse(body(snapshot, TypeUrl.ENDPOINT, "d/p"))
+    assert [locality.priority for locality in assignment.endpoints] == [0, 1]
+
+
+def policies(tier):
+    snapshot = plane(pool(policy=Policy(tier, 150))).snapshot(0.0)
+    cluster = Cluster.parse(body(snapshot, TypeUrl.CLUSTER, "d/p"))
+    first = cluster.load_balancing_policy.policies[0].typed_extension_config
+    routes = RouteConfiguration.parse(body(snapshot, TypeUrl.ROUTE, "weir"))
+    return first.typed_config.unpack(), routes.virtual_hosts[0]
+
+
+def test_the_pick_tier_is_one_composed_policy():
+    policy, host = policies(Tier.PICK)
+    assert policy.override_host_sources[0].metadata.path[0].key == "x-gateway-destination-endpoint"
+    fallback = policy.fallback_policy.policies[0].typed_extension_config.typed_config.unpack()
+    config = fallback.consistent_hashing_lb_config
+    assert config.hash_balance_factor == 150
+    assert config.hash_policy[0].header.header_name == "x-weir-affinity"
+    filters = {n: each.unpack() for n, each in host.routes[0].typed_per_filter_config.items()}
+    metadata = filters["weir.picker"].overrides.grpc_initial_metadata
+    assert {each.key: each.value for each in metadata} == {
+        "x-weir-pool": "d/p",
+        "x-weir-digests": "v1",
+    }
+    assert "envoy_on_request" in filters["weir.digest"].source_code.inline_string
+
+
+@pytest.mark.parametrize(
+    ("tier", "name"),
+    [
+        (Tier.AFFINITY, "Maglev"),
+        (Tier.WEIGHTS, "RoundRobin"),
+        (Tier.ROUND_ROBIN, "RoundRobin"),
+        (Tier.LEAST_REQUEST, "LeastRequest"),
+    ],
+)
+def test_other_tiers_ask_no_picker(tier, name):
+    policy, host = policies(tier)
+    assert type(policy).__name__ == name
+    assert "weir.picker" not in host.routes[0].typed_per_filter_config
+
+
+def test_one_pool_gets_every_host_name_and_several_their_own():
+    routes = plane(pool("d/a"), pool("e/b")).snapshot(0.0).get(TypeUrl.ROUTE, "weir")
+    hosts = RouteConfiguration.parse(routes.body).virtual_hosts
+    assert [host.domains[0] for host in hosts] == ["a.d", "b.e"]
+    assert policies(Tier.PICK)[1].domains == ["*"]
+
+
+def test_body_modes_tell_the_picker_nothing_of_digests():
+    buffered = Standalone("127.0.0.1:1", "127.0.0.1:2", body_mode="full-duplex")
+    snapshot = plane(pool(), standalone=buffered).snapshot(0.0)
+    host = RouteConfiguration.parse(body(snapshot, TypeUrl.ROUTE, "weir")).virtual_hosts[0]
+    overrides = host.routes[0].typed_per_filter_config["weir.picker"].unpack().overrides
+    assert [each.key for each in overrides.grpc_initial_metadata] == ["x-weir-pool"]
+
+
+def test_the_listener_waits_for_a_model_as_long_as_it_takes():
+    snapshot = plane(pool()).snapshot(0.0)
+    listener = Listener.parse(body(snapshot, TypeUrl.LISTENER, "weir"))
+    manager = listener.filter_chains[0].filters[0].typed_config.unpack()
+    assert manager.stream_idle_timeout.total_seconds() == 0
+    assert [each.name for each in manager.http_filters][-1] == "envoy.filters.http.router"
+
+
+def test_a_bootstrap_knows_nothing_but_the_control_plane():
+    config = yaml.safe_load(bootstrap("10.1.2.3:18000", 19000, "me"))
+    assert config["node"]["id"] == "me"
+    assert [cluster["name"] for cluster in config["static_resources"]["clusters"]] == ["weir-xds"]
+    assert config["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
