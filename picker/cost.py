@@ -81,7 +81,7 @@ def endpoint_cost(work: Work, at: Standing, k: Coefficients) -> float:
         first += k.adapter_load * (0.5 if at.has_slot else 1.0)
     used = at.kv_usage * at.kv_tokens
     if (lacking := used + at.pending + uncached - at.kv_tokens) > 0:
-        first += lacking / max(1.0, used) * work.output * base  # until so much has been freed
+        first += lacking / at.kv_tokens * work.output * base  # until so much has been freed
     own = work.output * (base + k.c + k.d * work.prompt)
     others = (at.decoding + at.waiting) * (
         uncached * k.b + work.output * (k.c + k.d * (work.prompt + work.output / 2))

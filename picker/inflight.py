@@ -36,7 +36,7 @@ IDLE = Own(0, 0, 0, 0, 0.0)
 class InFlight:
     """One endpoint's reservations, and the adapters that it was last sent."""
 
-    __slots__ = ("_at", "_end", "_first", "_start", "_sum", "adapters")
+    __slots__ = ("_at", "_before", "_end", "_first", "_start", "_sum", "adapters")
 
     def __init__(self) -> None:
         self._at: list[float] = []  # when it was picked
@@ -44,6 +44,7 @@ class InFlight:
         self._first: list[float] = []  # its first token should come
         self._end: list[float] = []
         self._sum: list[float] = []  # uncached tokens of it and all before it
+        self._before = 0.0  # the sum of those that are forgotten
         self.adapters: OrderedDict[str, None] = OrderedDict()
 
     def reserve(self, now: float, uncached: float, *, prefill: float, decode: float) -> None:
@@ -54,7 +55,7 @@ class InFlight:
         self._start.append(start)
         self._first.append(start + prefill)
         self._end.append(max(end, self._end[-1]) if self._end else end)
-        self._sum.append(uncached + (self._sum[-1] if self._sum else 0.0))
+        self._sum.append(uncached + (self._sum[-1] if self._sum else self._before))
         self._forget(bisect_left(self._end, now - EXPIRY_SECONDS))
 
     def settle(self, scraped_at: float) -> None:
@@ -72,9 +73,9 @@ class InFlight:
         finished_then = min(bisect_right(self._end, scraped_at), arrived)
         begun_then = min(bisect_right(self._start, scraped_at), arrived)
         prefilled = bisect_right(self._first, now)
-        pending = self._sum[-1] - (self._sum[prefilled - 1] if prefilled else 0.0)
+        before = self._sum[prefilled - 1] if prefilled else self._before
+        pending = self._sum[-1] - before
         if prefilled < total and self._start[prefilled] < now:
-            before = self._sum[prefilled - 1] if prefilled else 0.0
             span = self._first[prefilled] - self._start[prefilled]
             done = (now - self._start[prefilled]) / span
             pending -= done * (self._sum[prefilled] - before)
@@ -95,5 +96,6 @@ class InFlight:
 
     def _forget(self, count: int) -> None:
         if count:
+            self._before = self._sum[count - 1]
             for each in (self._at, self._start, self._first, self._end, self._sum):
                 del each[:count]

@@ -20,7 +20,6 @@ from dataclasses import dataclass, field, replace
 
 from xds.pool import Load
 
-
 ANSWER_WEIGHT = 0.02  # of one answer in the mean length
 
 
