@@ -5,6 +5,7 @@ affinity routes them. It never stops answering because the control plane is away
 """
 
 import asyncio
+import gc
 from dataclasses import dataclass
 from random import Random
 
@@ -34,6 +35,8 @@ async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
     picker = Picker(pools, clock, Random(), options.pool)
     async with serving(picker.process, options.listen) as port, asyncio.TaskGroup() as tasks:
         feed = tasks.create_task(follow(options.xds, options.node, pools.feeds(), Link()))
+        gc.collect()
+        gc.freeze()  # what is here now stays: no collection need look at it again
         log.info("picking", listen=port, xds=options.xds)
         await stopping.wait()
         log.info("draining", **{key.replace(" ", "_"): n for key, n in picker.counts.items()})

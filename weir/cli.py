@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "bench": "weir.bench.command:bench",
     "demo": "weir.demo.command:demo",
     "envoy-bootstrap": "weir.envoy:command",
     "picker": "weir.picker:command",

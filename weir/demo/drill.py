@@ -68,7 +68,7 @@ async def drill(
     steps = script(fleet)
     count = math.ceil(rate * PHASE_SECONDS * len(steps))
     requests = workload.generate(workload.SHARED_PREFIXES, rate=rate, count=count, seed=seed)
-    driving = asyncio.create_task(load.drive(fleet.client, fleet.url, requests))
+    driving = asyncio.create_task(load.drive(fleet.client, fleet.url(), requests))
     try:
         for name, act in steps:
             on_phase(name)

@@ -116,6 +116,15 @@ def trials(rows: Sequence[Trial]) -> Table:
     return table
 
 
+def line(trial: Trial) -> str:
+    """One trial in a line, where there is no terminal to draw on."""
+    return (
+        f"{trial.workload} at {trial.load:.0%}, {LABELS[trial.policy]}: TTFT p50 "
+        f"{_milliseconds(trial.p50)} p90 {_milliseconds(trial.p90)} ms, "
+        f"{len(trial.failures)} of {len(trial.ttft)} failed"
+    )
+
+
 def verdicts(rows: Sequence[Verdict]) -> Table:
     """The comparisons with their intervals."""
     table = Table(title="TTFT p90, one policy over another (95 % interval)", title_justify="left")

@@ -103,6 +103,8 @@ class Show:
             )
             results[tier.value] = result
             self._trials.append(result)
+            if not self.console.is_terminal:
+                self.console.print(report.line(result), highlight=False)
         rng = random.Random(self.seed)
         for bar in stage.bars:
             ratio = comparison.ratio(
@@ -158,13 +160,14 @@ async def idle_ttft(parts: Fleet) -> float:
     clock = asyncio.get_running_loop().time
     request = Request(0.0, "ping " * 20, "base", 1)
     outcomes = [
-        await load.send(parts.client, parts.url, request, due=clock()) for _ in range(IDLE_REQUESTS)
+        await load.send(parts.client, parts.url(), request, due=clock())
+        for _ in range(IDLE_REQUESTS)
     ]
     return comparison.percentile([outcome.ttft for outcome in outcomes], 50)
 
 
 async def nacks(parts: Fleet) -> int:
-    """Configurations that any xDS client refused since the control plane started."""
+    """Configurations that Envoy refused since it started, and that any client refused lately."""
     status = await parts.status()
     refused: int = status["nacks"]
-    return refused
+    return max(refused, await parts.rejected())

@@ -72,7 +72,7 @@ async def run(  # noqa: PLR0913 - what a trial is
     await fleet.forget_prefixes()
     before, queries, hits = machine.usage(), *await fleet.prefix_tokens()
     log_from = fleet.access_log.stat().st_size
-    outcomes = await load.drive(fleet.client, fleet.url, requests, on_done)
+    outcomes = await load.drive(fleet.client, fleet.url(), requests, on_done)
     busy = machine.usage().busy_share_since(before)
     queries_after, hits_after = await fleet.prefix_tokens()
     counted = outcomes[WARM_UP:]

@@ -1,0 +1,107 @@
+"""`weir bench`: what Weir costs, measured on this machine beside what it is compared with."""
+
+import asyncio
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from weir.bench import filter as digest_filter
+from weir.bench import picker as pickers
+from weir.demo import machine
+
+JSON = click.option(
+    "--json", "json_path", type=click.Path(path_type=Path), help="Write all figures here."
+)
+
+
+@click.group()
+def bench() -> None:
+    """Measure what Weir costs. Process CPU from the kernel; status 1 where a bar is missed."""
+
+
+@bench.command()
+@JSON
+def picker(json_path: Path | None) -> None:
+    """CPU a request of the picker, through Envoy, in every mode.
+
+    Streamed responses are compared byte for byte with what the servers sent. Beside our picker
+    runs a bare ext_proc server that does nothing: the least that one in Python can cost.
+    """
+    rows = _measured(pickers.measure)
+    table = Table(title="CPU, ms a request", title_justify="left")
+    for name in ("mode", "traffic"):
+        table.add_column(name)
+    for name in ("picker", "bare", "Envoy", "bar", "requests", "bytes differ", "failed", ""):
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(
+            row.mode,
+            row.scenario,
+            f"{row.picker_ms:.2f}",
+            "-" if row.bare_ms is None else f"{row.bare_ms:.2f}",
+            f"{row.envoy_ms:.2f}",
+            "-" if row.bar_ms is None else f"{row.bar_ms:.1f}",
+            str(row.tally.right + row.tally.wrong + row.tally.failed),
+            str(row.tally.wrong),
+            str(row.tally.failed),
+            "met" if row.met else "missed",
+        )
+    figures = [{**asdict(row), "met": row.met} for row in rows]
+    _finish(table, figures, json_path, all_met=all(row.met for row in rows))
+
+
+@bench.command("filter")
+@JSON
+def filter_(json_path: Path | None) -> None:
+    """What the digest filter adds to Envoy's CPU a request: median of five paired runs."""
+    costs = _measured(digest_filter.measure)
+    table = Table(title="Envoy's CPU, ms a request", title_justify="left")
+    for name in ("prompt", "without", "with the filter", "added", "bar", "bad answers", ""):
+        table.add_column(name, justify="right")
+    for cost in costs:
+        table.add_row(
+            f"{cost.prompt} characters",
+            " ".join(f"{before:.2f}" for before, _ in cost.pairs),
+            " ".join(f"{after:.2f}" for _, after in cost.pairs),
+            f"{cost.added:.0%}",
+            f"{cost.bar:.0%}",
+            str(cost.bad),
+            "met" if cost.met else "missed",
+        )
+    figures = [{**asdict(cost), "added": cost.added, "met": cost.met} for cost in costs]
+    _finish(table, figures, json_path, all_met=all(cost.met for cost in costs))
+
+
+def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
+    console = Console(stderr=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="weir-bench-") as scratch,
+        console.status("starting") as status,
+    ):
+
+        def say(text: str) -> None:
+            if console.is_terminal:
+                status.update(text)
+            else:
+                console.print(text)
+
+        return asyncio.run(measure(Path(scratch), say))
+
+
+def _finish(table: Table, figures: Any, json_path: Path | None, *, all_met: bool) -> None:
+    console = Console(width=None if Console().is_terminal else 140)
+    console.print(f"machine: {machine.describe()}")
+    console.print(table)
+    if json_path is not None:
+        document = {"machine": machine.describe(), "rows": figures}
+        json_path.write_text(json.dumps(document, indent=2) + "\n")
+        console.print(f"all figures: {json_path}")
+    if not all_met:
+        raise SystemExit(1)
