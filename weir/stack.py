@@ -119,6 +119,7 @@ class Stack:
             *("--concurrency", "1"),
             "--use-dynamic-base-id",
             *("--log-level", "warning"),
+            *("--file-flush-interval-msec", "100"),  # of the access log; 10 s by default
         ]
         return await self._start("envoy", "envoy", command)
 

@@ -159,28 +159,34 @@ local function read(s)
   return model, from, to
 end
 
-function envoy_on_request(handle)
-  local headers = handle:headers()
-  headers:remove("x-gateway-model-name")
-  headers:remove("x-weir-digest")
-  headers:remove("x-weir-affinity")
-  local length = tonumber(headers:get("content-length") or "")
-  if not length or length == 0 or length > LIMIT then return end
-  local body = handle:body()
-  if not body then return end
-  local n = body:length()
-  local s = body:getBytes(0, n)
+-- The headers that a body of n bytes gets: model, digest, affinity; nil where there is none.
+local function derive(s, n)
   local ok, model, from, to = pcall(read, s)
   if not ok then return end
   if model and (model == "" or #model > MODEL_BYTES or find(model, "%c")) then model = nil end
-  headers = handle:headers() -- body() yields, and what was fetched before it is stale
-  local key = model and tohex(extend(0, model, 1, #model)) or "00000000"
-  if model then headers:replace("x-gateway-model-name", model) end
-  if from then
-    local all, first = digests(s, from, to)
-    headers:replace("x-weir-digest", "v1;" .. n .. ";" .. (to - from + 1) .. ";" .. all)
-    headers:replace("x-weir-affinity", key .. ";" .. first)
-  elseif model then
-    headers:replace("x-weir-affinity", key)
+  local key = model and tohex(extend(0, model, 1, #model))
+  if not from then return model, nil, key end
+  local all, first = digests(s, from, to)
+  local digest = "v1;" .. n .. ";" .. (to - from + 1) .. ";" .. all
+  return model, digest, (key or "00000000") .. ";" .. first
+end
+
+local function set(headers, name, value)
+  if value then headers:replace(name, value) else headers:remove(name) end
+end
+
+function envoy_on_request(handle)
+  local length = tonumber(handle:headers():get("content-length") or "")
+  local model, digest, affinity
+  if length and length > 0 and length <= LIMIT then
+    local body = handle:body()
+    if body then
+      local n = body:length()
+      model, digest, affinity = derive(body:getBytes(0, n), n)
+    end
   end
+  local headers = handle:headers() -- body() yields, and what was fetched before it is stale
+  set(headers, "x-gateway-model-name", model)
+  set(headers, "x-weir-digest", digest)
+  set(headers, "x-weir-affinity", affinity)
 end

@@ -1,7 +1,7 @@
 """Loads → weights and priorities, by a damped controller.
 
-An endpoint's load L is what holds its requests up, in sequences: 8 x waiting + running + 32 x KV
-use + the time between tokens in milliseconds, over its stated capacity; smoothed. Its error e is
+An endpoint's load L is what holds its requests up, in sequences: 8 x waiting + running, over its
+stated capacity, + 32 x KV use + the time between tokens in milliseconds; smoothed. Its error e is
 (L - mean) / (mean + 1), nothing inside a dead band. The controller moves the logarithm of its
 weight, so that a weight halves as easily as it doubles:
 
@@ -90,7 +90,8 @@ def pressure(load: Load, speed: float) -> float | None:
         return None
     usage = load.kv_cache_usage or 0.0
     gap = load.decode_step_seconds or 0.0
-    return (8 * (load.waiting or 0) + (load.running or 0) + 32 * usage + 1e3 * gap) / speed
+    sequences = 8 * (load.waiting or 0) + (load.running or 0)
+    return sequences / speed + 32 * usage + 1e3 * gap
 
 
 def _remember(

@@ -11,7 +11,7 @@ import asyncio
 import sys
 
 CHUNKS, GAP = "x-bench-chunks", "x-bench-gap-ms"
-PAGE = b"""vllm:num_requests_running{engine="0",model_name="base"} 1.0
+PAGE = b"""vllm:num_requests_running{engine="0",model_name="base"} 0.0
 vllm:num_requests_waiting{engine="0",model_name="base"} 0.0
 vllm:kv_cache_usage_perc{engine="0",model_name="base"} 0.1
 vllm:cache_config_info{block_size="16",num_gpu_blocks="4096"} 1.0
