@@ -14,7 +14,7 @@ from weir.demo import load, workload
 from weir.demo.comparison import percentile
 from weir.demo.fleet import Fleet
 
-PHASE_SECONDS = 2.5
+PHASE_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)

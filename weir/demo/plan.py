@@ -14,8 +14,8 @@ from xds.pool import Tier
 
 LOADS = (0.60, 0.85)  # shares of round robin's capacity without reuse
 BLOCKS = 1200  # of 16 tokens: a server holds a good third of the shared prefixes
-EQUAL = (1.0,) * 8
-UNEQUAL = (1.4,) * 4 + (0.6,) * 4
+EQUAL = (0.6,) * 12  # of the timing model's speed
+UNEQUAL = (0.84,) * 6 + (0.36,) * 6
 ALL = (Tier.ROUND_ROBIN, Tier.LEAST_REQUEST, Tier.WEIGHTS, Tier.AFFINITY, Tier.PICK)
 
 

@@ -32,7 +32,7 @@ class Shape:
     prefixes: int = 0  # how many shared prefixes; 0 is none
     zipf: float = 0.8  # their skew: the k-th most popular has weight k^-zipf
     prefix_words: int = 1536
-    question_words: int = 128
+    question_words: int = 192
     output_tokens: int = 16
     models: tuple[str, ...] = ("base",)
     model_zipf: float = 1.0
