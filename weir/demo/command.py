@@ -11,6 +11,8 @@ from rich.console import Console
 from weir.demo import plan, report
 from weir.demo.show import Show
 
+WIDTH = 120
+
 
 @click.command()
 @click.option("--quick/--full", default=True, show_default=True, help="Two workloads, or all.")
@@ -32,6 +34,8 @@ def demo(quick: bool, requests: int, seed: int, json_path: Path | None, keep: Pa
     picked, and no comparison misses its bar by more than chance; 1 otherwise.
     """
     console = Console()
+    if not console.is_terminal:
+        console.width = max(console.width, WIDTH)  # a log has room for whole lines
     with tempfile.TemporaryDirectory(prefix="weir-demo-") as scratch:
         show = Show(
             console,

@@ -94,7 +94,7 @@ def trials(rows: Sequence[Trial]) -> Table:
     """One line a trial; a workload at a load is a section."""
     table = Table(title="Time to first token, ms", title_justify="left")
     for column in ("workload", "load", "policy"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=True)
     for column in ("p50", "p90", "p99", "whole p50", "prefix hits", "requests", "failed"):
         table.add_column(column, justify="right")
     section: tuple[str, float] | None = None
@@ -128,7 +128,7 @@ def line(trial: Trial) -> str:
 def verdicts(rows: Sequence[Verdict]) -> Table:
     """The comparisons with their intervals."""
     table = Table(title="TTFT p90, one policy over another (95 % interval)", title_justify="left")
-    table.add_column("comparison")
+    table.add_column("comparison", no_wrap=True)
     for column in ("ratio", "interval", "bar", "verdict"):
         table.add_column(column, justify="right")
     for verdict in rows:
