@@ -11,7 +11,7 @@ import pytest
 from weir.bench import manifests
 from weir.bench.load import Traffic, drive
 from weir.bench.picker import python, servers, session
-from weir.demo.ports import common
+from weir.ports import common
 from weir.processes import running as process
 from weir.stack import stack, wait_until
 

@@ -6,7 +6,6 @@ its PID.
 """
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,19 +14,12 @@ from typing import Any
 
 import aiohttp
 
+from weir import ports
 from weir.envoy import envoy_binary
 from weir.processes import Child, start, weir
 from xds.standalone import bootstrap
 
 SETTLE_SECONDS = 15.0
-
-
-def free_port(host: str = "127.0.0.1") -> int:
-    """A port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 @dataclass(slots=True, kw_only=True)
@@ -37,11 +29,11 @@ class Stack:
     directory: Path
     client: aiohttp.ClientSession
     options: tuple[str, ...] = ()  # further ones of `weir serve`
-    envoy_port: int = field(default_factory=free_port)
-    envoy_admin: int = field(default_factory=free_port)
-    xds_port: int = field(default_factory=free_port)
-    status_port: int = field(default_factory=free_port)
-    picker_port: int = field(default_factory=free_port)
+    envoy_port: int = field(default_factory=ports.free)
+    envoy_admin: int = field(default_factory=ports.free)
+    xds_port: int = field(default_factory=ports.free)
+    status_port: int = field(default_factory=ports.free)
+    picker_port: int = field(default_factory=ports.free)
     children: dict[str, Child] = field(default_factory=dict)
 
     @property

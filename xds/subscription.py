@@ -114,13 +114,6 @@ class Subscription(ABC):
         """Has the client answered for everything that `known` has for it?"""
         return self._outstanding is None and (known is None or known is self._settled_on)
 
-    def introducing(self, known: Resources | None) -> bool:
-        """Is there a wanted resource that the client has never had a version of?"""
-        return known is not None and any(
-            resource.name not in self._held and self._refused.get(resource.name) != resource.version
-            for resource in self._wanted(known)
-        )
-
     def again(self, names: Iterable[ResourceName]) -> None:
         """Send these once more, even if held: the client may have dropped them unasked."""
         wanted = [name for name in names if self.wildcard or name in self.names]

@@ -38,7 +38,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
                 name.lower(): value.strip()
                 for name, _, value in (field.partition(":") for field in fields if field)
             }
-            await reader.readexactly(int(headers.get("content-length", "0")))
+            await _skip_body(reader, headers)
             if line.startswith("GET"):
                 length = b"content-length: %d\r\n" % len(PAGE)
                 writer.write(HEAD % (b"text/plain", length) + PAGE)
@@ -50,6 +50,17 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
         pass
     finally:
         writer.close()
+
+
+async def _skip_body(reader: asyncio.StreamReader, headers: dict[str, str]) -> None:
+    if headers.get("transfer-encoding", "").lower() != "chunked":
+        await reader.readexactly(int(headers.get("content-length", "0")))
+        return
+    # In full duplex Envoy takes the length away: ext_proc might change it.
+    while size := int((await reader.readline()).partition(b";")[0], 16):
+        await reader.readexactly(size + 2)
+    while (await reader.readline()).strip():
+        pass  # trailers
 
 
 async def _answer(writer: asyncio.StreamWriter, chunks: int, gap: float) -> None:

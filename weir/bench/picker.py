@@ -15,7 +15,7 @@ import aiohttp
 
 from weir.bench import manifests
 from weir.bench.load import Tally, Traffic, drive
-from weir.demo.ports import common
+from weir.ports import common
 from weir.processes import Child, running, start
 from weir.stack import Stack
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import aiohttp
 
-from weir.demo import load, manifests, ports
+from weir import ports
+from weir.demo import load, manifests
 from weir.processes import start, weir
 from weir.stack import Stack, wait_until
 from xds import exposition
