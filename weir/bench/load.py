@@ -80,26 +80,19 @@ async def drive(client: aiohttp.ClientSession, url: str, traffic: Traffic) -> Ta
 
 
 def _bodies(traffic: Traffic) -> list[bytes]:
+    """Messages first and the model last, as many clients send them."""
     rng = random.Random(traffic.requests)
     heads = [_words(rng, traffic.prompt * 3 // 4) for _ in range(PREFIXES)]
     tails = [_words(rng, traffic.prompt // 4) for _ in range(64)]
-    return [
-        json.dumps(
-            {
-                "messages": [
-                    {
-                        "role": "user",
-                        "content": f"{heads[n % PREFIXES] if n % 2 else ''}{n} {tails[n % 64]}"
-                        if n % 2
-                        else f"{n} {heads[n % PREFIXES]}{tails[n % 64]}",
-                    }
-                ],
-                "model": "base",
-                "stream": True,
-            }
-        ).encode()
-        for n in range(traffic.requests)
-    ]
+
+    def body(number: int) -> bytes:
+        head, tail = heads[number % PREFIXES], tails[number % 64]
+        # Every other prompt shares its beginning; the rest differ from the first word on.
+        prompt = f"{head}{number} {tail}" if number % 2 else f"{number} {head}{tail}"
+        messages = [{"role": "user", "content": prompt}]
+        return json.dumps({"messages": messages, "model": "base", "stream": True}).encode()
+
+    return [body(number) for number in range(traffic.requests)]
 
 
 def _words(rng: random.Random, length: int) -> str:
