@@ -5,7 +5,7 @@ BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos fix check test integration demo demo-full bench-picker bench-filter clean
+.PHONY: help setup protos fix check test integration demo demo-full bench-picker bench-filter bench-xds clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ bench-picker: setup ## CPU a request of the picker, through Envoy, in every mode
 
 bench-filter: setup ## what the digest filter costs Envoy
 	$(BIN)/weir bench filter
+
+bench-xds: setup ## a push to 2,000 streams, beside a bare server
+	$(BIN)/weir bench xds
 
 clean: ## remove the venv and what tools left
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -216,10 +216,15 @@ async def test_every_mode_is_picked_and_gives_back_every_byte(tmp_path, mode):
 )
 async def test_odd_bodies_are_passed_on(tmp_path, mode, body):
     async with running(tmp_path, "--body-mode", mode, count=1) as (parts, _):
-        async with parts.client.post(parts.url(), data=io.BytesIO(body)) as response:
-            assert response.status == 200, "the server has the last word, and here it takes all"
-            assert await response.read()
-        assert (await logged(parts))[-1]["picked"] is not None
+
+        async def picked():
+            # On a busy machine the picker may miss its quarter of a second: that is another test.
+            async with parts.client.post(parts.url(), data=io.BytesIO(body)) as response:
+                assert response.status == 200, "the server has the last word, and it takes all"
+                assert await response.read()
+            return (await logged(parts))[-1]["picked"] is not None
+
+        await wait_until(picked)
 
 
 async def test_a_pool_without_endpoints_says_so_and_harms_no_other(tmp_path):

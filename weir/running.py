@@ -4,8 +4,8 @@ import asyncio
 import logging
 import signal
 import sys
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
 
 import click
 import structlog
@@ -46,20 +46,21 @@ def run_until_told(main: Callable[[asyncio.Event], Awaitable[None]], *, json_log
             loop.add_signal_handler(number, stopping.set)
         await main(stopping)
 
-    with suppress(ImportError):
-        import uvloop  # noqa: PLC0415 - an extra
-
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            _reporting(runner.run, whole)
-        return
-    _reporting(asyncio.run, whole)
-
-
-def _reporting(run: Callable[..., object], whole: Callable[[], Awaitable[None]]) -> None:
     try:
-        run(whole())
+        run_loop(whole())
     except* (ManifestError, OSError) as group:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
         raise click.ClickException(str(first)) from None
+
+
+def run_loop(main: Coroutine[Any, Any, None]) -> None:
+    """`asyncio.run`, on uvloop where that is installed."""
+    try:
+        import uvloop  # noqa: PLC0415 - an extra
+    except ImportError:
+        asyncio.run(main)
+        return
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main)

@@ -17,7 +17,6 @@ def status(
     plane: Plane, server: XdsServer, problems: tuple[str, ...], now: float
 ) -> dict[str, Any]:
     """Pools with their endpoints as the weigher sees them; clients with what they accepted."""
-    snapshot = server.snapshots.value
     return {
         "pools": {
             name: {
@@ -29,8 +28,8 @@ def status(
             }
             for name, pool in plane.pools.items()
         },
-        "clients": [_client(session, snapshot) for session in server.clients],
-        "nacks": server.nacks,
+        "clients": [_client(session, server.view(session), now) for session in server.clients],
+        "nacks": server.traffic.nacks,
         "problems": list(problems),
     }
 
@@ -97,21 +96,48 @@ def _endpoint(
     }
 
 
-def _client(session: Session, snapshot: Snapshot) -> dict[str, Any]:
+def _client(session: Session, snapshot: Snapshot, now: float) -> dict[str, Any]:
     return {
-        "node": session.node,
+        "node": session.node.id,
         "peer": session.peer,
+        "identity": None if session.identity is None else str(session.identity),
+        "kind": session.node.kind,
+        "sees": sorted(session.scope.patterns),
         "synced": bool(session.subscriptions) and session.synced(snapshot),
-        "outcomes": {outcome.value: count for outcome, count in session.outcomes.items()},
-        "sent": session.sent,
-        "accepted": {
-            _short(type_url): subscription.accepted
-            for type_url, subscription in session.subscriptions.items()
+        "types": {
+            _short(type_url): _subscription(session, type_url, snapshot, now)
+            for type_url in session.subscriptions
         },
         "refusals": {
             _short(type_url): {"version": refusal.version, "reason": refusal.reason}
             for type_url, refusal in session.refusals.items()
         },
+    }
+
+
+def _subscription(
+    session: Session, type_url: str, snapshot: Snapshot, now: float
+) -> dict[str, Any]:
+    subscription, account = session.subscriptions[type_url], session.accounts[type_url]
+    known = snapshot.types.get(type_url)
+    if subscription.refusal is not None:
+        state = "NACKED"
+    elif subscription.settled(known):
+        state = "SYNCED"
+    else:
+        state = "STALE"
+    return {
+        "state": state,
+        "accepted": subscription.accepted,
+        "ack_age_seconds": None if account.acked_at is None else round(now - account.acked_at, 3),
+        "sent": account.sent,
+        "bytes": account.bytes,
+        "acked": account.acked,
+        "refused": account.refused,
+        "stale": account.stale,
+        "should_have": dict(subscription.wanted(known)),
+        "has": dict(subscription.held),
+        "refuses": dict(subscription.refused),
     }
 
 

@@ -8,10 +8,10 @@ taken away last, when everything else has been accepted ("make before break").
 https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol#eventual-consistency-considerations
 """
 
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from xds.access import NOTHING, Identity, Node, Scope
 from xds.discovery import DeltaRequest, Outcome, Response, SotwRequest
 from xds.snapshot import Snapshot, TypeUrl
 from xds.subscription import DeltaSubscription, Refusal, SotwSubscription
@@ -32,28 +32,44 @@ REMOVED_AFTER: dict[str, tuple[TypeUrl, ...]] = {TypeUrl.CLUSTER: (TypeUrl.LISTE
 
 
 @dataclass(slots=True)
+class Account:
+    """What passed between us and one client about one type; instants in the server's clock."""
+
+    asked: int = 0
+    acked: int = 0
+    refused: int = 0
+    stale: int = 0
+    sent: int = 0  # responses
+    bytes: int = 0
+    sent_at: float | None = None
+    acked_at: float | None = None
+    published_at: float | None = None  # when what was sent last became known
+
+
+@dataclass(slots=True, eq=False)
 class Session:
-    """Owned by one stream; synchronous. `node` and `peer` are for people to tell clients apart."""
+    """Owned by one stream; synchronous. A session is itself and no other, however alike."""
 
     peer: str
-    node: str = ""
+    node: Node = field(default_factory=Node)
+    identity: Identity | None = None
+    scope: Scope = NOTHING
     subscriptions: dict[str, SotwSubscription | DeltaSubscription] = field(default_factory=dict)
-    outcomes: Counter[Outcome] = field(default_factory=Counter)
-    sent: int = 0  # responses
+    accounts: dict[str, Account] = field(default_factory=dict)
 
     def sotw(self, type_url: str, request: SotwRequest) -> Outcome:
         subscription = self.subscriptions.get(type_url)
         if not isinstance(subscription, SotwSubscription):
             subscription = SotwSubscription(type_url)
             self._add(type_url, subscription)
-        return self._count(subscription.request(request))
+        return self._count(type_url, subscription.request(request))
 
     def delta(self, type_url: str, request: DeltaRequest) -> Outcome:
         subscription = self.subscriptions.get(type_url)
         if not isinstance(subscription, DeltaSubscription):
             subscription = DeltaSubscription(type_url)
             self._add(type_url, subscription)
-        return self._count(subscription.request(request))
+        return self._count(type_url, subscription.request(request))
 
     def responses(self, snapshot: Snapshot) -> Iterator[Response]:
         """What is due now, in order. Each counts as sent when it is taken.
@@ -68,12 +84,18 @@ class Session:
             )
             response = subscription.respond(snapshot.types.get(type_url), keep_removed=keep)
             if response is not None:
-                self.sent += 1
                 if type_url == TypeUrl.CLUSTER and TypeUrl.ENDPOINT in self.subscriptions:
                     # A cluster that changed is warmed with its endpoints anew, but its
                     # subscription goes on, so nobody asks.
                     self.subscriptions[TypeUrl.ENDPOINT].again(r.name for r in response.resources)
                 yield response
+
+    def stirred(self, snapshot: Snapshot) -> bool:
+        """Could `responses` have something to say? Cheap, and on the safe side."""
+        return any(
+            not subscription.outstanding and subscription.stirred(snapshot.types.get(type_url))
+            for type_url, subscription in self.subscriptions.items()
+        )
 
     def synced(self, snapshot: Snapshot) -> bool:
         """Has the client answered for all that the snapshot has for it?
@@ -105,11 +127,21 @@ class Session:
 
     def _add(self, type_url: str, subscription: SotwSubscription | DeltaSubscription) -> None:
         self.subscriptions[type_url] = subscription
+        self.accounts.setdefault(type_url, Account())
         ordered = sorted(self.subscriptions.items(), key=lambda item: _place(item[0]))
         self.subscriptions = dict(ordered)
 
-    def _count(self, outcome: Outcome) -> Outcome:
-        self.outcomes[outcome] += 1
+    def _count(self, type_url: str, outcome: Outcome) -> Outcome:
+        account = self.accounts[type_url]
+        match outcome:
+            case Outcome.ACKED:
+                account.acked += 1
+            case Outcome.REFUSED:
+                account.refused += 1
+            case Outcome.STALE:
+                account.stale += 1
+            case Outcome.ASKED:
+                account.asked += 1
         return outcome
 
 

@@ -21,10 +21,12 @@ from typing import TypeAlias
 from google.protobuf.any_pb2 import Any
 from xxhash import xxh3_64_hexdigest
 
+from xds.pool import PoolName
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
 
 ResourceName: TypeAlias = str
 Version: TypeAlias = str  # 16 hexadecimal digits
+Bodies: TypeAlias = Mapping[str, Mapping[ResourceName, bytes]]  # by type and name
 
 
 class TypeUrl(StrEnum):
@@ -103,49 +105,83 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """An immutable state of the world; equal where the versions of all types are."""
+    """An immutable state of the world; equal where the versions of all types are.
+
+    `owners` says which pool a resource belongs to, by the resource's name; `tenants` has, for a
+    namespace, the types that were composed for whoever sees that namespace and no other.
+    """
 
     types: Mapping[str, Resources]
+    owners: Mapping[ResourceName, PoolName] = field(default_factory=dict)
+    tenants: Mapping[str, Mapping[str, Resources]] = field(default_factory=dict)
 
     @staticmethod
     def of(
-        bodies: Mapping[str, Mapping[ResourceName, bytes]], previous: "Snapshot | None" = None
+        bodies: Bodies,
+        previous: "Snapshot | None" = None,
+        owners: Mapping[ResourceName, PoolName] | None = None,
+        tenants: Mapping[str, Bodies] | None = None,
     ) -> "Snapshot":
         """Serialised resources by type and name; what is as in `previous` is taken from there.
 
         Returns `previous` itself where nothing changed.
         """
-        before = previous.types if previous is not None else {}
-        types = {
-            str(type_url): _resources(str(type_url), named, before.get(type_url))
-            for type_url, named in bodies.items()
+        before = previous if previous is not None else Snapshot({})
+        types = _types(bodies, before.types)
+        own = {
+            namespace: _types(own, before.tenants.get(namespace, {}))
+            for namespace, own in (tenants or {}).items()
         }
+        owners = owners or {}
         if (
             previous is not None
-            and types.keys() == before.keys()
-            and all(resources is before[type_url] for type_url, resources in types.items())
+            and owners == before.owners
+            and _same(types, before.types)
+            and own.keys() == before.tenants.keys()
+            and all(_same(each, before.tenants[name]) for name, each in own.items())
         ):
             return previous
-        return Snapshot(types)
+        return Snapshot(types, owners, own)
 
     def get(self, type_url: str, name: ResourceName) -> Resource | None:
         """None where the type or the name is not known."""
         resources = self.types.get(type_url)
         return None if resources is None else resources.by_name.get(name)
 
-    def changed(self, since: "Snapshot") -> list[str]:
-        """The types that this snapshot has and that are not what they were in `since`."""
-        return [
-            type_url
-            for type_url, resources in self.types.items()
-            if resources is not since.types.get(type_url)
-        ]
+    def changed(self, since: "Snapshot") -> dict[str, set[ResourceName]]:
+        """By type, the names that were added, changed or removed since; types without are left out.
+
+        A type that is new here has all its names, be it none.
+        """
+        news = {}
+        for type_url, resources in self.types.items():
+            before = since.types.get(type_url)
+            if resources is before:
+                continue
+            old = before.by_name if before is not None else {}
+            names = {name for name, each in resources.by_name.items() if old.get(name) is not each}
+            names.update(old.keys() - resources.by_name.keys())
+            news[type_url] = names
+        return news
 
 
 def version_of(resources: Iterable[Resource]) -> Version:
     """One version for several resources, whatever their order."""
     lines = sorted(f"{resource.name}\0{resource.version}\0" for resource in resources)
     return xxh3_64_hexdigest("".join(lines).encode())
+
+
+def _types(bodies: Bodies, before: Mapping[str, Resources]) -> dict[str, Resources]:
+    return {
+        str(type_url): _resources(str(type_url), named, before.get(type_url))
+        for type_url, named in bodies.items()
+    }
+
+
+def _same(types: Mapping[str, Resources], before: Mapping[str, Resources]) -> bool:
+    return types.keys() == before.keys() and all(
+        resources is before[type_url] for type_url, resources in types.items()
+    )
 
 
 def _resources(

@@ -17,9 +17,12 @@ Invariants
 2. A nonce is used once, and only the nonce of the outstanding response accepts or refuses it.
 3. The same version of a resource is not sent twice, unless the client asks for it anew (a new
    stream, a name subscribed again) or the owner of the subscription says `again`, or a complete
-   response has to list it beside something else that is due.
+   response has to list it beside something else that is due, or it was refused in company (4).
 4. Refused bytes are not offered again by themselves; the next different version is. A complete
-   response lists, in the place of a refused version, the one that was accepted before it.
+   response lists, in the place of a refused version, the one that was accepted before it, if any.
+   A NACK is of a whole response: where several resources were new in it, only those that its reason
+   names are refused; where it names none or all, each is offered once more alone, so that each gets
+   a verdict of its own.
 5. What is not known is not answered: no response for a type without a snapshot, for names that we
    do not manage, or about names that a returning client has and we have not (but a wildcard is
    answered with everything there is, be it nothing).
@@ -44,8 +47,9 @@ What may be relied upon
 https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 """
 
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -83,7 +87,10 @@ class Subscription(ABC):
         "_refused",
         "_settled_on",
         "_started",
+        "_suspects",
         "accepted",
+        "blamed",
+        "interest",
         "names",
         "refusal",
         "type_url",
@@ -94,11 +101,14 @@ class Subscription(ABC):
         self.type_url = type_url
         self.names: set[ResourceName] = set()
         self.wildcard = False
+        self.interest = 0  # goes up when names or wildcard change
         self.accepted: Version = ""  # of the last response that was ACKed
         self.refusal: Refusal | None = None
         self._held: dict[ResourceName, Version] = {}
         self._refused: dict[ResourceName, Version] = {}
         self._again: set[ResourceName] = set()
+        self._suspects: set[ResourceName] = set()  # refused in company: to be offered alone
+        self.blamed: Mapping[ResourceName, Version] = {}  # by the last request, if it was a NACK
         self._outstanding: _Outstanding | None = None
         self._nonce = 0
         self._started = False
@@ -110,9 +120,36 @@ class Subscription(ABC):
     def outstanding(self) -> bool:
         return self._outstanding is not None
 
+    @property
+    def held(self) -> Mapping[ResourceName, Version]:
+        """What the client has, as far as it told."""
+        return self._held
+
+    @property
+    def refused(self) -> Mapping[ResourceName, Version]:
+        """Versions that NACKs stand against; `GONE` for a removal."""
+        return self._refused
+
+    def wants(self, name: ResourceName) -> bool:
+        return self.wildcard or name in self.names
+
+    def wanted(self, known: Resources | None) -> Mapping[ResourceName, Version]:
+        """What of `known` the client should have."""
+        return {} if known is None else {each.name: each.version for each in self._wanted(known)}
+
     def settled(self, known: Resources | None) -> bool:
         """Has the client answered for everything that `known` has for it?"""
-        return self._outstanding is None and (known is None or known is self._settled_on)
+        return self._outstanding is None and not self.stirred(known)
+
+    def stirred(self, known: Resources | None) -> bool:
+        """Is anything of `known` due? Costs a look at everything that is wanted, once a version."""
+        if known is None or known is self._settled_on or not self._started:
+            return False
+        return (
+            self._greeting
+            or any(self._is_due(resource) for resource in self._wanted(known))
+            or bool(self._gone(known))
+        )
 
     def again(self, names: Iterable[ResourceName]) -> None:
         """Send these once more, even if held: the client may have dropped them unasked."""
@@ -130,16 +167,29 @@ class Subscription(ABC):
             return None
         due = [resource for resource in self._wanted(known) if self._is_due(resource)]
         gone = self._gone(known)
-        kept = gone if keep_removed else []
-        greeting = self.wildcard and not self._answered and not self._held
-        self._settled_on = None if kept else known
+        alone = self._alone(due)
+        kept = gone if keep_removed or alone else []
+        greeting = self._greeting
+        self._settled_on = None if kept or alone else known
         if not due and not greeting and len(gone) == len(kept):
             return None
+        due = alone or due
         self._nonce += 1
         self._outstanding = self._compose(known, due, kept)
         self._again.difference_update(resource.name for resource in due)
         self._answered = True
         return self._outstanding.response
+
+    @property
+    def _greeting(self) -> bool:
+        return self.wildcard and not self._answered and not self._held
+
+    def _alone(self, due: list[Resource]) -> list[Resource]:
+        """The one suspect whose turn it is; none where nothing due is suspected."""
+        if not self._suspects:
+            return []
+        self._suspects.intersection_update([resource.name for resource in due])
+        return [resource for resource in due if resource.name in self._suspects][:1]
 
     @abstractmethod
     def _compose(
@@ -185,11 +235,23 @@ class Subscription(ABC):
         return Outcome.ACKED
 
     def _refuse(self, outstanding: _Outstanding, error: str) -> None:
-        for name, resource in outstanding.given.items():
-            version = GONE if resource is None else resource.version
-            # What it had already it does not refuse now: something beside it was wrong.
-            if self._held.get(name, GONE) != version:
-                self._refused[name] = version
+        # What it had already it does not refuse now: something beside it was wrong.
+        new = {
+            name: version
+            for name, resource in outstanding.given.items()
+            if self._held.get(name, GONE)
+            != (version := GONE if resource is None else resource.version)
+        }
+        blamed = {name: version for name, version in new.items() if _names(error, name)}
+        offered = [name for name, version in new.items() if version != GONE]
+        if len(new) == 1 or not offered:
+            blamed = new
+        elif len(blamed) in (0, len(new)):
+            blamed = {}
+            self._suspects.update(offered)
+        self._refused |= blamed
+        self.blamed = blamed
+        self._settled_on = None
         response = outstanding.response
         self.refusal = Refusal(response.version, response.nonce, error)
 
@@ -199,6 +261,7 @@ class Subscription(ABC):
             self._held.pop(name, None)
             self._refused.pop(name, None)
             self._again.discard(name)
+            self._suspects.discard(name)
             if self._outstanding:
                 self._outstanding.given.pop(name, None)
         if not self._refused:
@@ -218,6 +281,7 @@ class SotwSubscription(Subscription):
         self._kept: dict[ResourceName, Resource] = {}
 
     def request(self, request: SotwRequest) -> Outcome:
+        self.blamed = {}
         first, self._started = not self._started, True
         current = str(self._nonce) if self._nonce else ""
         outcome = Outcome.ASKED
@@ -245,6 +309,8 @@ class SotwSubscription(Subscription):
         changed = names ^ self.names
         if changed:
             self._forget(changed)
+        if changed or wildcard != self.wildcard:
+            self.interest += 1
         if self.wildcard and not wildcard:
             self._forget(self._held.keys() - names)
         elif wildcard and not self.wildcard:
@@ -260,7 +326,9 @@ class SotwSubscription(Subscription):
         view = list(self._wanted(known))
         given: dict[ResourceName, Resource | None] = {}
         if self.type_url in COMPLETE:
-            view = [self._acceptable(resource) for resource in view]
+            chosen = {resource.name for resource in due}
+            offered = [self._acceptable(resource, chosen) for resource in view]
+            view = [resource for resource in offered if resource is not None]
             view += [self._kept[name] for name in kept if name in self._kept]
             due = view
             given = dict.fromkeys(self._held)
@@ -268,11 +336,13 @@ class SotwSubscription(Subscription):
         response = Response(self.type_url, version_of(view), str(self._nonce), tuple(due))
         return _Outstanding(response, given)
 
-    def _acceptable(self, resource: Resource) -> Resource:
-        if self._refused.get(resource.name) != resource.version:
-            return resource
-        # Leaving it out would delete it, so a client that never accepted one is offered it again.
-        return self._kept.get(resource.name, resource)
+    def _acceptable(self, resource: Resource, chosen: set[ResourceName]) -> Resource | None:
+        """It, or what the client accepted in its place, or nothing, if that is what it has."""
+        name = resource.name
+        waits = name in self._suspects and name not in chosen
+        if waits or self._refused.get(name) == resource.version:
+            return self._kept.get(name)
+        return resource
 
     def _forget(self, names: Iterable[ResourceName]) -> None:
         names = list(names)
@@ -291,6 +361,7 @@ class DeltaSubscription(Subscription):
         self._claimed = False  # what is held is what the client says, and nothing was compared yet
 
     def request(self, request: DeltaRequest) -> Outcome:
+        self.blamed = {}
         first, self._started = not self._started, True
         outcome = Outcome.ASKED
         if request.nonce and not first:
@@ -307,6 +378,8 @@ class DeltaSubscription(Subscription):
         return outcome
 
     def _subscribe(self, names: set[ResourceName], *, first: bool) -> None:
+        if names or first:
+            self.interest += 1
         # An empty first request is a wildcard; a later one is only an answer.
         if (WILDCARD in names or (first and not names)) and self.type_url in COMPLETE:
             self.wildcard = True
@@ -319,6 +392,8 @@ class DeltaSubscription(Subscription):
             self._forget(fresh)
 
     def _unsubscribe(self, names: set[ResourceName]) -> None:
+        if names:
+            self.interest += 1
         if WILDCARD in names:
             names.discard(WILDCARD)
             self.wildcard = False
@@ -341,3 +416,10 @@ class DeltaSubscription(Subscription):
         response = Response(self.type_url, known.version, str(self._nonce), tuple(due), removed)
         given: dict[ResourceName, Resource | None] = dict.fromkeys(removed)
         return _Outstanding(response, given | {resource.name: resource for resource in due})
+
+
+def _names(reason: str, name: ResourceName) -> bool:
+    """Does the reason name the resource, and not just one whose name contains it?"""
+    if name not in reason:
+        return False
+    return re.search(rf"(?<![\w/.|~-]){re.escape(name)}(?![\w/|~-]|\.\w)", reason) is not None

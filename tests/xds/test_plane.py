@@ -85,7 +85,7 @@ def test_an_observation_changes_its_pools_loads_and_nothing_else():
     before = one.snapshot(0.0)
     one.observe("10.0.0.1:80", Observation(Load(1.0, waiting=3), Reachability.ANSWERING))
     after = one.snapshot(1.5)
-    assert after.changed(before) == [TypeUrl.POOL_LOAD]
+    assert after.changed(before) == {TypeUrl.POOL_LOAD: {"d/a"}}
     assert after.get(TypeUrl.POOL_LOAD, "d/b") is before.get(TypeUrl.POOL_LOAD, "d/b")
     loads = wire.decode_loads(body(after, TypeUrl.POOL_LOAD, "d/a"), received_at=100.0)
     assert loads["10.0.0.1:80"].load.waiting == 3

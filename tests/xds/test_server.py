@@ -72,7 +72,7 @@ async def test_state_of_the_world_over_ads():
         snapshots.publish(world(a="2"))
         second = await call.read()
         assert [resource.value for resource in second.resources] == [b"2"]
-        assert server.clients[0].node == "me"
+        assert server.clients[0].node.id == "me"
 
 
 async def test_delta_over_ads_sends_what_changed():
@@ -115,7 +115,7 @@ async def test_a_nack_is_counted_and_shown_and_the_stream_goes_on():
         ask.response_nonce = first.nonce
         ask.error_detail.message = "weights: too heavy"
         await call.write(ask)
-        await until(lambda: server.nacks == 1)
+        await until(lambda: server.traffic.nacks == 1)
         refusal = server.clients[0].refusals[TypeUrl.ENDPOINT]
         assert refusal.reason == "weights: too heavy"
         snapshots.publish(world(a="2"))
@@ -206,7 +206,7 @@ async def test_our_client_refuses_what_it_cannot_read_and_keeps_the_last_good():
     ):
         await until(lambda: known.bodies == {"a": b"1"})
         snapshots.publish(world(a="bad"))
-        await until(lambda: server.nacks == 1)
+        await until(lambda: server.traffic.nacks == 1)
         assert known.bodies == {"a": b"1"}
         assert link.nacks == 1
         snapshots.publish(world(a="3"))

@@ -124,4 +124,4 @@ def test_synced_means_that_everything_but_loads_is_answered_for(client):
     assert not client.session.synced(ONE)
     client.acknowledge(CLUSTER)
     assert client.session.synced(ONE)
-    assert client.session.outcomes[Outcome.ACKED] == 1
+    assert client.session.accounts[CLUSTER].acked == 1

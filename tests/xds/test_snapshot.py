@@ -12,7 +12,7 @@ def test_what_did_not_change_is_the_same_object():
     second = Snapshot.of({ENDPOINT: {"a": b"1", "b": b"2"}, CLUSTER: {"c": b"1"}}, first)
     assert second.get(ENDPOINT, "a") is first.get(ENDPOINT, "a")
     assert second.types[CLUSTER] is first.types[CLUSTER]
-    assert second.changed(first) == [ENDPOINT]
+    assert list(second.changed(first)) == [ENDPOINT]
     assert Snapshot.of({ENDPOINT: {"a": b"1", "b": b"2"}, CLUSTER: {"c": b"1"}}, second) is second
 
 

@@ -3,7 +3,8 @@
 sotw endpoint | delta cluster     form and type, once
 world  a=1 b=2                    what the control plane has from now on
 >      ask a b                    first or further request (delta: +name -name; have: a=1)
->      ack 1 | nack 1             the answer to the response with nonce 1 (names: a b; +a)
+>      ack 1 | nack 1             the answer to the response with nonce 1 (names: a b; +a;
+                                  because: the reason of a NACK)
 <      2: a=1 -b | nothing        what is sent now: nonce, resources, removals
 reconnect                         a new stream of the same client
 """
@@ -49,7 +50,8 @@ class Conversation:
         self.send(names, [], nonce, error, self.responses[nonce].version)
 
     def nack(self, nonce, *words):
-        self.ack(nonce, *words, error="refused")
+        words, reason = until(words, "because:")
+        self.ack(nonce, *words, error=" ".join(reason) or "refused")
 
     def send(self, words, have, nonce, error, version):
         if self.form == "sotw":

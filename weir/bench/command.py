@@ -3,7 +3,7 @@
 import asyncio
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from rich.table import Table
 
 from weir.bench import filter as digest_filter
 from weir.bench import picker as pickers
+from weir.bench import xds as pushes
 from weir.demo import machine
 
 JSON = click.option(
@@ -79,6 +80,72 @@ def filter_(json_path: Path | None) -> None:
     _finish(table, figures, json_path, all_met=all(cost.met for cost in costs))
 
 
+@bench.command()
+@JSON
+def xds(json_path: Path | None) -> None:
+    """CPU, memory and time to the last ACK of a push to 2,000 delta EDS streams.
+
+    20 pools of 100 endpoints; one weight changes in one pool, or in each. Beside our server runs a
+    bare grpc.aio server that pushes the same bytes and knows no protocol, in turn with it.
+    """
+    rows = _measured(pushes.measure)
+    build = pushes.build_ms()
+    table = Table(title="A push, beside a bare server (ours / bare)", title_justify="left")
+    for name in ("streams a connection", "changed pools", "streams", "CPU µs a stream", "ratio"):
+        table.add_column(name, justify="right")
+    for name in ("ACK p50 ms", "p99", "last, median", "ratio", "KiB a stream", ""):
+        table.add_column(name, justify="right")
+    for row in rows:
+        ours, bare = row.ours, row.bare
+        table.add_row(
+            str(row.together),
+            row.change,
+            str(row.streams),
+            f"{ours.cpu:.0f} / {bare.cpu:.0f}",
+            f"{row.cpu_ratio:.2f}",
+            f"{ours.percentile_ms(50):.0f} / {bare.percentile_ms(50):.0f}",
+            f"{ours.percentile_ms(99):.0f} / {bare.percentile_ms(99):.0f}",
+            f"{ours.last_ms:.0f} / {bare.last_ms:.0f}",
+            f"{row.ack_ratio:.2f}",
+            f"{ours.rss_kib:.0f} / {bare.rss_kib:.0f}",
+            "met" if row.met else "missed",
+        )
+    for name, (cpu, last, memory) in pushes.PEERS.items():
+        table.add_row(
+            "1",
+            "all",
+            "2000",
+            f"{cpu}",
+            "",
+            "",
+            "",
+            f"{last}",
+            "",
+            f"{memory}",
+            f"{name}, elsewhere",
+        )
+    figures: dict[str, Any] = {
+        "rows": [
+            {
+                **asdict(row),
+                "cpu_ratio": row.cpu_ratio,
+                "ack_ratio": row.ack_ratio,
+                "extra_kib": row.extra_kib,
+                "met": row.met,
+            }
+            for row in rows
+        ],
+        "assignment_of_5000_ms": build,
+    }
+    notes = (
+        f"bars, where every stream is concerned: CPU ratio {pushes.CPU_BAR}, last ACK ratio "
+        f"{pushes.ACK_BAR}, {pushes.MEMORY_BAR_KIB:.0f} KiB a stream above the bare server's",
+        f"serialisations of a version: {max(row.ours.framings for row in rows)}",
+        f"an assignment of 5,000 endpoints: {build:.1f} ms (bar {pushes.BUILD_BAR_MS:.0f})",
+    )
+    _finish(table, figures, json_path, notes, all_met=pushes.all_met(rows, build))
+
+
 def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
     console = Console(stderr=True)
     with (
@@ -95,10 +162,14 @@ def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
         return asyncio.run(measure(Path(scratch), say))
 
 
-def _finish(table: Table, figures: Any, json_path: Path | None, *, all_met: bool) -> None:
+def _finish(
+    table: Table, figures: Any, json_path: Path | None, notes: Sequence[str] = (), *, all_met: bool
+) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     console.print(f"machine: {machine.describe()}")
     console.print(table)
+    for note in notes:
+        console.print(note)
     if json_path is not None:
         document = {"machine": machine.describe(), "rows": figures}
         json_path.write_text(json.dumps(document, indent=2) + "\n")
