@@ -6,14 +6,15 @@ repeated ones add up, so head and frames, one after the other, are the message.
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from enum import Enum
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import NamedTuple, TypeAlias
 
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
 from xds.snapshot import Resource, ResourceName, Version
 
 Nonce: TypeAlias = str  # "" is none
+NO_VERSIONS: Mapping[ResourceName, Version] = MappingProxyType({})
 
 
 class Outcome(Enum):
@@ -25,8 +26,7 @@ class Outcome(Enum):
     STALE = "stale"  # an answer to a response that is not the last
 
 
-@dataclass(frozen=True, slots=True)
-class SotwRequest:
+class SotwRequest(NamedTuple):
     """A DiscoveryRequest; `error` is the message of its error_detail, None for an ACK."""
 
     names: Collection[ResourceName] = ()
@@ -34,20 +34,26 @@ class SotwRequest:
     nonce: Nonce = ""
     error: str | None = None
 
+    @property
+    def asked(self) -> Collection[ResourceName]:
+        return self.names
 
-@dataclass(frozen=True, slots=True)
-class DeltaRequest:
+
+class DeltaRequest(NamedTuple):
     """A DeltaDiscoveryRequest; `error` is the message of its error_detail, None for an ACK."""
 
     subscribe: Collection[ResourceName] = ()
     unsubscribe: Collection[ResourceName] = ()
-    initial_versions: Mapping[ResourceName, Version] = field(default_factory=dict)
+    initial_versions: Mapping[ResourceName, Version] = NO_VERSIONS
     nonce: Nonce = ""
     error: str | None = None
 
+    @property
+    def asked(self) -> Collection[ResourceName]:
+        return self.subscribe
 
-@dataclass(frozen=True, slots=True)
-class Response:
+
+class Response(NamedTuple):
     """What to send; the state-of-the-world form has no `removed`."""
 
     type_url: str
@@ -89,7 +95,7 @@ def delta_request(message: discovery_pb2.DeltaDiscoveryRequest) -> DeltaRequest:
     return DeltaRequest(
         subscribe=tuple(message.resource_names_subscribe),
         unsubscribe=tuple(message.resource_names_unsubscribe),
-        initial_versions=dict(message.initial_resource_versions),
+        initial_versions=dict(message.initial_resource_versions) or NO_VERSIONS,
         nonce=message.response_nonce,
         error=_reason(message),
     )

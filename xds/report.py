@@ -8,9 +8,9 @@ from prometheus_client.registry import Collector
 
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Share
-from xds.server import XdsServer
 from xds.session import Session
 from xds.snapshot import Snapshot
+from xds.streams import XdsServer
 
 
 def status(

@@ -41,7 +41,6 @@ class Account:
     stale: int = 0
     sent: int = 0  # responses
     bytes: int = 0
-    sent_at: float | None = None
     acked_at: float | None = None
     published_at: float | None = None  # when what was sent last became known
 
@@ -76,12 +75,16 @@ class Session:
 
         Requests may be applied while the caller is busy with one.
         """
-        for type_url, subscription in list(self.subscriptions.items()):
-            if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
-                continue
-            keep = not all(
-                self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
-            )
+        # A session with one type, as Istio's clusters open them, has no order to keep.
+        alone = len(self.subscriptions) == 1
+        for type_url, subscription in tuple(self.subscriptions.items()):
+            keep = False
+            if not alone:
+                if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
+                    continue
+                keep = not all(
+                    self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
+                )
             response = subscription.respond(snapshot.types.get(type_url), keep_removed=keep)
             if response is not None:
                 if type_url == TypeUrl.CLUSTER and TypeUrl.ENDPOINT in self.subscriptions:
@@ -92,10 +95,10 @@ class Session:
 
     def stirred(self, snapshot: Snapshot) -> bool:
         """Could `responses` have something to say? Cheap, and on the safe side."""
-        return any(
-            not subscription.outstanding and subscription.stirred(snapshot.types.get(type_url))
-            for type_url, subscription in self.subscriptions.items()
-        )
+        for type_url, subscription in self.subscriptions.items():
+            if not subscription.outstanding and subscription.stirred(snapshot.types.get(type_url)):
+                return True
+        return False
 
     def synced(self, snapshot: Snapshot) -> bool:
         """Has the client answered for all that the snapshot has for it?

@@ -167,7 +167,7 @@ class Subscription(ABC):
             return None
         due = [resource for resource in self._wanted(known) if self._is_due(resource)]
         gone = self._gone(known)
-        alone = self._alone(due)
+        alone = self._alone(due) if self._suspects else []
         kept = gone if keep_removed or alone else []
         greeting = self._greeting
         self._settled_on = None if kept or alone else known
@@ -176,7 +176,8 @@ class Subscription(ABC):
         due = alone or due
         self._nonce += 1
         self._outstanding = self._compose(known, due, kept)
-        self._again.difference_update(resource.name for resource in due)
+        if self._again:
+            self._again.difference_update(resource.name for resource in due)
         self._answered = True
         return self._outstanding.response
 
@@ -186,8 +187,6 @@ class Subscription(ABC):
 
     def _alone(self, due: list[Resource]) -> list[Resource]:
         """The one suspect whose turn it is; none where nothing due is suspected."""
-        if not self._suspects:
-            return []
         self._suspects.intersection_update([resource.name for resource in due])
         return [resource for resource in due if resource.name in self._suspects][:1]
 
@@ -206,8 +205,8 @@ class Subscription(ABC):
     def _wanted(self, known: Resources) -> Iterable[Resource]:
         if self.wildcard:
             return known.by_name.values()
-        named = map(known.by_name.get, sorted(self.names))
-        return (resource for resource in named if resource is not None)
+        named = [known.by_name.get(name) for name in sorted(self.names)]
+        return [resource for resource in named if resource is not None]
 
     def _is_due(self, resource: Resource) -> bool:
         name, version = resource.name, resource.version

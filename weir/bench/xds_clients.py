@@ -7,6 +7,7 @@ Stream n subscribes to pool n modulo POOLS. Runs until stdin is closed.
 
 import asyncio
 import sys
+from typing import Any
 
 import grpc.aio
 
@@ -29,7 +30,10 @@ async def follow(channel: grpc.aio.Channel, pool: str) -> None:
     )
     first.node.id = "bench"
     await call.write(first)
-    while (response := await call.read()) is not grpc.aio.EOF:
+    while True:
+        response: Any = await call.read()
+        if response is grpc.aio.EOF:
+            return
         await call.write(
             discovery_pb2.DeltaDiscoveryRequest(
                 type_url=TypeUrl.ENDPOINT, response_nonce=response.nonce

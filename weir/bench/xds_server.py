@@ -15,7 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -25,8 +25,9 @@ from xds.assignment import cluster_load_assignment
 from xds.latest import Latest
 from xds.pool import Endpoint, Share
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
-from xds.server import Limits, XdsServer, options, serving
+from xds.server import options, serving
 from xds.snapshot import Resource, Snapshot, TypeUrl
+from xds.streams import Limits, XdsServer
 
 METHOD = "DeltaEndpoints"
 SERVICE = "envoy.service.endpoint.v3.EndpointDiscoveryService"
@@ -78,16 +79,6 @@ class Acks:
             self.all.set()
 
 
-class Server(Protocol):
-    acks: Acks
-
-    def streams(self) -> int: ...
-
-    def push(self, names: list[str], pools: Pools) -> dict[str, int]: ...
-
-    def concerned(self, names: list[str]) -> int: ...
-
-
 class Ours:
     """The control plane's server, as it is."""
 
@@ -107,16 +98,13 @@ class Ours:
     def concerned(self, names: list[str]) -> int:
         return sum(len(self._server.roster.wanting(TypeUrl.ENDPOINT, name)) for name in names)
 
-    def push(self, names: list[str], pools: Pools) -> dict[str, int]:
+    def push(self, _: list[str], pools: Pools) -> None:
         self._snapshots.publish(world(pools, self._snapshots.value))
-        return {}
 
     def framings(self, names: list[str]) -> int:
-        """Serialisations of each resource of the last push: must all be the same number."""
-        (most, *others) = {
-            self._snapshots.value.types[TypeUrl.ENDPOINT].by_name[name].framings for name in names
-        }
-        return max(most, *others) if others else most
+        """How often any resource of the last push was serialised."""
+        resources = self._snapshots.value.types[TypeUrl.ENDPOINT].by_name
+        return max(resources[name].framings for name in names)
 
 
 class Bare:
@@ -135,16 +123,15 @@ class Bare:
     def concerned(self, names: list[str]) -> int:
         return sum(len(self._woken[name]) for name in names)
 
-    def push(self, names: list[str], pools: Pools) -> dict[str, int]:
+    def push(self, names: list[str], pools: Pools) -> None:
         self._at = asyncio.get_running_loop().time()
         for name in names:
             self._payloads[name] = self._payload(name, pools.bodies[name])
         for name in names:
             for event in self._woken[name]:
                 event.set()
-        return {}
 
-    def framings(self, names: list[str]) -> int:
+    def framings(self, _: list[str]) -> int:
         return 1
 
     async def stream(self, _: object, context: Any) -> None:
@@ -185,7 +172,7 @@ def resident() -> int:
     return pages * 4096
 
 
-async def obey(server: Any, pools: Pools) -> None:
+async def obey(server: "Ours | Bare", pools: Pools) -> None:
     loop = asyncio.get_running_loop()
     commands: asyncio.StreamReader = asyncio.StreamReader()
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(commands), sys.stdin)

@@ -1,0 +1,326 @@
+"""The xDS streams of one server: who is served, with what, when, and at whose cost.
+
+A stream is two halves over one `Session`. The reader applies requests; the writer sends what is
+due when a request made it so, or when a snapshot came that concerns the client. Nothing is queued:
+a client that does not read costs one outstanding response a type, and gets the newest state when it
+reads again; one that takes nothing for `send_timeout_seconds` is cut off. Changes are handed out a
+bounded number at a time, and first answers to new streams at a bounded rate, so that neither a push
+to thousands nor their coming back at once keeps the others waiting.
+
+A stream ends when the client is gone or the server stops; grpc.aio shows both as the end of what
+can be read, or as `CancelledError`, which passes through. We end one ourselves when it is too old
+(so that clients spread over replicas again), when it does not read, and when its client is over a
+limit or not who it says; others on the same connection do not notice.
+"""
+
+import asyncio
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import grpc
+import grpc.aio
+import structlog
+from google.protobuf.message import DecodeError
+
+from xds.access import Denied, Grant, Identity, Node, scope_of
+from xds.discovery import (
+    DeltaRequest,
+    Outcome,
+    Response,
+    SotwRequest,
+    delta_request,
+    sotw_request,
+)
+from xds.latest import Latest
+from xds.proto.envoy.service.discovery.v3 import discovery_pb2
+from xds.roster import Roster
+from xds.scoping import Views
+from xds.security import Security, Unauthenticated
+from xds.session import Session
+from xds.snapshot import Snapshot
+from xds.traffic import Traffic
+
+PATIENCE_SECONDS = 0.1  # with streams that are slow to take a push, before others have their turn
+AGE_JITTER = 0.1
+
+Context: TypeAlias = grpc.aio.ServicerContext[Any, bytes]
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One of the two forms of the protocol."""
+
+    parse: Callable[[bytes], Any]  # raises DecodeError
+    request: Callable[[Any], Any]  # the message as a value
+    apply: Callable[[Session, str, Any], Outcome]
+    encode: Callable[[Response], bytes]
+
+
+SOTW = Form(
+    discovery_pb2.DiscoveryRequest.FromString, sotw_request, Session.sotw, Response.sotw_bytes
+)
+DELTA = Form(
+    discovery_pb2.DeltaDiscoveryRequest.FromString,
+    delta_request,
+    Session.delta,
+    Response.delta_bytes,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What one client may cost the others."""
+
+    streams_per_client: int = 10_000  # of one identity, or of one host on a plaintext port
+    names_per_subscription: int = 10_000
+    message_bytes: int = 4 << 20
+    first_answers_per_second: float = 2_000.0
+    pushes_in_preparation: int = 256
+    send_timeout_seconds: float = 20.0
+    stream_age_seconds: float = 1800.0
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    session: Session
+    task: "asyncio.Task[Any] | None"
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+    writing_since: float | None = None
+    over: bool = False
+    verdict: tuple[grpc.StatusCode, str] | None = None  # why we end it, if we do
+
+    def end(self, code: grpc.StatusCode | None = None, reason: str = "") -> None:
+        self.over = True
+        if code is not None and self.verdict is None:
+            self.verdict = code, reason
+        self.ready.set()
+
+
+def _clock() -> Callable[[], float]:
+    return asyncio.get_running_loop().time
+
+
+@dataclass(slots=True)
+class XdsServer:
+    """A running server: its port, its clients, and what passed between them."""
+
+    snapshots: Latest[Snapshot]
+    security: Security = field(default_factory=Security)
+    limits: Limits = field(default_factory=Limits)
+    grants: Sequence[Grant] = ()
+    port: int = 0
+    roster: Roster = field(default_factory=Roster)
+    traffic: Traffic = field(default_factory=Traffic)
+    published_at: float = 0.0
+    clock: Callable[[], float] = field(default_factory=_clock)
+    _views: Views = field(default_factory=Views)
+    _streams: set[_Stream] = field(default_factory=set)
+    _streams_of: Counter[str] = field(default_factory=Counter)  # by client
+    _in_preparation: set[_Stream] = field(default_factory=set)
+    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    _next_turn: float = 0.0
+
+    @property
+    def clients(self) -> list[Session]:
+        return list(self.roster.sessions)
+
+    def view(self, session: Session) -> Snapshot:
+        """What this client should have."""
+        return self._views.view(self.snapshots.value, session.scope)
+
+    async def follow(self) -> None:
+        """Hand every new snapshot to those whom it concerns."""
+        before = Snapshot({})
+        async for snapshot in self.snapshots.changes():
+            self.published_at = self.clock()
+            news, before = snapshot.changed(before), snapshot
+            for session in self.roster.concerned(news):
+                if len(self._in_preparation) >= self.limits.pushes_in_preparation:
+                    await self._until_room()
+                if (wake := self.roster.sessions.get(session)) is not None:
+                    wake()
+            self._views.keep({session.scope for session in self.roster.sessions})
+
+    async def cut_off(self) -> None:
+        """End the streams of clients that take nothing."""
+        limit = self.limits.send_timeout_seconds
+        while True:
+            await asyncio.sleep(limit / 10)
+            late = self.clock() - limit
+            for stream in self._streams:
+                since = stream.writing_since
+                if since is not None and since < late and stream.task is not None:
+                    stream.end(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
+                    stream.task.cancel()
+
+    async def serve(self, context: Context, form: Form, type_url: str | None) -> None:
+        """One stream, from its first message to its end."""
+        try:
+            identity = await self.security.identify(context)
+        except Unauthenticated as error:
+            await self._turn_away(context, grpc.StatusCode.UNAUTHENTICATED, str(error))
+            return
+        client = str(identity or context.peer().rpartition(":")[0])
+        if self._streams_of[client] >= self.limits.streams_per_client:
+            await self._turn_away(
+                context, grpc.StatusCode.RESOURCE_EXHAUSTED, "too many streams of one client"
+            )
+            return
+        with self._client(client, context.peer(), identity) as stream:
+            reader = asyncio.create_task(self._read(stream, context, form, type_url))
+            try:
+                await self._write(stream, context, form)
+            except asyncio.CancelledError:
+                # Ours, if there is a verdict: `cut_off` has no other way to end a stuck write.
+                if stream.verdict is None or stream.task is None or stream.task.uncancel() > 0:
+                    raise
+            finally:
+                reader.cancel()
+            if reader.done() and not reader.cancelled():
+                reader.result()  # what went wrong there goes wrong here
+        if stream.verdict is not None:
+            await self._turn_away(context, *stream.verdict)
+
+    async def _read(
+        self, stream: _Stream, context: Context, form: Form, type_url: str | None
+    ) -> None:
+        session, first = stream.session, True
+        try:
+            while (raw := await context.read()) is not grpc.aio.EOF:
+                message = form.parse(raw)
+                if first or message.HasField("node"):
+                    session.node = Node.of(message.node)
+                    session.scope = scope_of(session.identity, session.node, self.grants)
+                    first = False
+                kind = type_url or message.type_url
+                request = form.request(message)
+                self._note(stream, kind, form.apply(session, kind, request), request)
+                if session.stirred(self.view(session)):
+                    stream.ready.set()
+        except Denied as error:
+            stream.end(grpc.StatusCode.PERMISSION_DENIED, str(error))
+        except DecodeError as error:
+            stream.end(grpc.StatusCode.INVALID_ARGUMENT, f"not a discovery request: {error}")
+        finally:
+            stream.end()
+
+    async def _write(self, stream: _Stream, context: Context, form: Form) -> None:
+        session = stream.session
+        await stream.ready.wait()
+        await self._turn()
+        while not stream.over:
+            stream.ready.clear()
+            for response in session.responses(self.view(session)):
+                payload = form.encode(response)
+                self._book(session, response.type_url, len(payload))
+                stream.writing_since = self.clock()
+                await context.write(payload)
+                stream.writing_since = None
+            self._prepared(stream)
+            await stream.ready.wait()
+
+    def _note(
+        self, stream: _Stream, kind: str, outcome: Outcome, request: SotwRequest | DeltaRequest
+    ) -> None:
+        """Book what a request came to."""
+        session = stream.session
+        self.roster.note(session, kind)
+        if outcome is Outcome.ACKED:
+            account, traffic = session.accounts[kind], self.traffic.of(kind)
+            account.acked_at = self.clock()
+            traffic.acks += 1
+            if account.published_at is not None:
+                traffic.convergence.observe(account.acked_at - account.published_at)
+        elif outcome is Outcome.REFUSED:
+            self.traffic.of(kind).nacks += 1
+            log.warning(
+                "refused",
+                node=session.node.id,
+                peer=session.peer,
+                type=kind,
+                blamed=sorted(session.subscriptions[kind].blamed),
+                reason=request.error,
+            )
+        if request.asked:
+            self._check(stream, kind, request)
+
+    def _check(self, stream: _Stream, kind: str, request: SotwRequest | DeltaRequest) -> None:
+        session, owners = stream.session, self.snapshots.value.owners
+        foreign = [
+            name
+            for name in request.asked
+            if name in owners and not session.scope.admits(owners[name])
+        ]
+        if foreign:
+            self.traffic.out_of_scope += len(foreign)
+            log.warning(
+                "asked for what is not its own",
+                node=session.node.id,
+                identity=str(session.identity),
+                type=kind,
+                names=foreign[:5],
+            )
+        if len(session.subscriptions[kind].names) > self.limits.names_per_subscription:
+            stream.end(grpc.StatusCode.RESOURCE_EXHAUSTED, "too many names in one subscription")
+
+    def _book(self, session: Session, kind: str, size: int) -> None:
+        account, traffic = session.accounts[kind], self.traffic.of(kind)
+        account.sent += 1
+        account.bytes += size
+        account.published_at = self.published_at
+        traffic.pushes += 1
+        traffic.bytes += size
+
+    @contextmanager
+    def _client(self, client: str, peer: str, identity: Identity | None) -> Iterator[_Stream]:
+        stream = _Stream(Session(peer, identity=identity), asyncio.current_task())
+
+        def wake() -> None:
+            self._in_preparation.add(stream)
+            stream.ready.set()
+
+        age = self.limits.stream_age_seconds * random.uniform(1 - AGE_JITTER, 1 + AGE_JITTER)
+        ageing = asyncio.get_running_loop().call_later(age, stream.end)
+        self._streams.add(stream)
+        self._streams_of[client] += 1
+        self.roster.add(stream.session, wake)
+        try:
+            yield stream
+        finally:
+            ageing.cancel()
+            self._prepared(stream)
+            self.roster.remove(stream.session)
+            self._streams.discard(stream)
+            self._streams_of[client] -= 1
+            if not self._streams_of[client]:
+                del self._streams_of[client]
+
+    def _prepared(self, stream: _Stream) -> None:
+        if stream in self._in_preparation:
+            self._in_preparation.discard(stream)
+            self._room.set()
+
+    async def _until_room(self) -> None:
+        self._room.clear()
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._room.wait()
+        except TimeoutError:
+            self._in_preparation.clear()  # they are slow: they stop counting, not being served
+
+    async def _turn(self) -> None:
+        """Wait for one's turn among new streams."""
+        now = self.clock()
+        self._next_turn = max(now, self._next_turn + 1 / self.limits.first_answers_per_second)
+        if self._next_turn > now:
+            await asyncio.sleep(self._next_turn - now)
+
+    async def _turn_away(self, context: Context, code: grpc.StatusCode, reason: str) -> None:
+        self.traffic.turned_away[code.name] += 1
+        log.warning("turned away", peer=context.peer(), status=code.name, reason=reason)
+        await context.abort(code, reason)
