@@ -7,6 +7,7 @@ repeated ones add up, so head and frames, one after the other, are the message.
 
 from collections.abc import Collection, Mapping
 from enum import Enum
+from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias
 
@@ -72,14 +73,21 @@ class Response(NamedTuple):
 
     def delta_bytes(self) -> bytes:
         """A serialised DeltaDiscoveryResponse."""
-        head = discovery_pb2.DeltaDiscoveryResponse(
-            system_version_info=self.version,
-            type_url=self.type_url,
-            nonce=self.nonce,
-            removed_resources=self.removed,
-        )
+        head = _delta_head(self.type_url, self.version)
         frames = [resource.delta_frame for resource in self.resources]
-        return b"".join((head.SerializeToString(), *frames))
+        if self.removed:
+            frames.append(_removals(self.removed))
+        return b"".join((head, _field(5, self.nonce), *frames))
+
+
+def plain_ack(type_url: str, nonce: Nonce, *, typed: bool) -> bytes:
+    """A DeltaDiscoveryRequest that accepts a response and says nothing else.
+
+    That is what nearly every request is: to know it by its bytes spares reading it. A client may
+    write the same in other bytes, which are then read. `typed` is whether it states the type, which
+    a client of a type's own service may leave out.
+    """
+    return (_field(2, type_url) if typed else b"") + _field(6, nonce)
 
 
 def sotw_request(message: discovery_pb2.DiscoveryRequest) -> SotwRequest:
@@ -99,6 +107,27 @@ def delta_request(message: discovery_pb2.DeltaDiscoveryRequest) -> DeltaRequest:
         nonce=message.response_nonce,
         error=_reason(message),
     )
+
+
+@lru_cache(maxsize=256)
+def _delta_head(type_url: str, version: Version) -> bytes:
+    """What the responses of one type and version have in common: all but nonce and resources."""
+    return discovery_pb2.DeltaDiscoveryResponse(
+        system_version_info=version, type_url=type_url
+    ).SerializeToString()
+
+
+def _removals(names: tuple[ResourceName, ...]) -> bytes:
+    return discovery_pb2.DeltaDiscoveryResponse(removed_resources=names).SerializeToString()
+
+
+@lru_cache(maxsize=1024)
+def _field(number: int, text: str) -> bytes:
+    """A string field, as protobuf writes it: tag, length, bytes. Under 128 bytes."""
+    raw = text.encode()
+    if len(raw) > 127:
+        raise ValueError(f"too long for a one-byte length: {text!r}")
+    return bytes((number << 3 | 2, len(raw))) + raw
 
 
 def _reason(

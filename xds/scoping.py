@@ -21,7 +21,7 @@ class Views:
         self._views: dict[Scope, tuple[Snapshot, Snapshot]] = {}
 
     def view(self, snapshot: Snapshot, scope: Scope) -> Snapshot:
-        if scope == EVERYTHING:
+        if scope is EVERYTHING or scope == EVERYTHING:
             return snapshot
         known = self._views.get(scope)
         if known is not None and known[0] is snapshot:

@@ -22,10 +22,10 @@ from xds.streams import DELTA, SOTW, Context, Form, Limits, XdsServer
 DRAIN_SECONDS = 1.0
 SERVICES = {
     "envoy.service.discovery.v3.AggregatedDiscoveryService": ("AggregatedResources", None),
-    "envoy.service.cluster.v3.ClusterDiscoveryService": ("Clusters", TypeUrl.CLUSTER),
-    "envoy.service.endpoint.v3.EndpointDiscoveryService": ("Endpoints", TypeUrl.ENDPOINT),
-    "envoy.service.listener.v3.ListenerDiscoveryService": ("Listeners", TypeUrl.LISTENER),
-    "envoy.service.route.v3.RouteDiscoveryService": ("Routes", TypeUrl.ROUTE),
+    "envoy.service.cluster.v3.ClusterDiscoveryService": ("Clusters", TypeUrl.CLUSTER.value),
+    "envoy.service.endpoint.v3.EndpointDiscoveryService": ("Endpoints", TypeUrl.ENDPOINT.value),
+    "envoy.service.listener.v3.ListenerDiscoveryService": ("Listeners", TypeUrl.LISTENER.value),
+    "envoy.service.route.v3.RouteDiscoveryService": ("Routes", TypeUrl.ROUTE.value),
 }
 
 

@@ -70,28 +70,49 @@ class Session:
             self._add(type_url, subscription)
         return self._count(type_url, subscription.request(request))
 
+    def acknowledge(self, type_url: str, raw: bytes) -> bool:
+        """Is this a delta request that accepts what is outstanding and says nothing else?
+
+        If so it is applied; if not, it has to be read.
+        """
+        subscription = self.subscriptions.get(type_url)
+        if not isinstance(subscription, DeltaSubscription) or not subscription.acknowledge(raw):
+            return False
+        self.accounts[type_url].acked += 1
+        return True
+
     def responses(self, snapshot: Snapshot) -> Iterator[Response]:
         """What is due now, in order. Each counts as sent when it is taken.
 
         Requests may be applied while the caller is busy with one.
         """
-        # A session with one type, as Istio's clusters open them, has no order to keep.
-        alone = len(self.subscriptions) == 1
-        for type_url, subscription in tuple(self.subscriptions.items()):
-            keep = False
-            if not alone:
-                if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
-                    continue
-                keep = not all(
-                    self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
-                )
+        while (response := self.next(snapshot)) is not None:
+            yield response
+
+    @property
+    def alone(self) -> bool:
+        """Has the client asked for one type only, as Istio's clusters do on their streams?"""
+        return len(self.subscriptions) == 1
+
+    def next(self, snapshot: Snapshot) -> Response | None:
+        """The first thing that is due now; it counts as sent."""
+        if self.alone:  # there is no order to keep
+            for type_url, subscription in self.subscriptions.items():
+                return subscription.respond(snapshot.types.get(type_url))
+        for type_url, subscription in self.subscriptions.items():
+            if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
+                continue
+            keep = not all(
+                self._settled(before, snapshot) for before in REMOVED_AFTER.get(type_url, ())
+            )
             response = subscription.respond(snapshot.types.get(type_url), keep_removed=keep)
             if response is not None:
                 if type_url == TypeUrl.CLUSTER and TypeUrl.ENDPOINT in self.subscriptions:
                     # A cluster that changed is warmed with its endpoints anew, but its
                     # subscription goes on, so nobody asks.
                     self.subscriptions[TypeUrl.ENDPOINT].again(r.name for r in response.resources)
-                yield response
+                return response
+        return None
 
     def stirred(self, snapshot: Snapshot) -> bool:
         """Could `responses` have something to say? Cheap, and on the safe side."""

@@ -80,7 +80,7 @@ class Limits:
     names_per_subscription: int = 10_000
     message_bytes: int = 4 << 20
     first_answers_per_second: float = 2_000.0
-    pushes_in_preparation: int = 256
+    pushes_in_preparation: int = 1_000
     send_timeout_seconds: float = 20.0
     stream_age_seconds: float = 1800.0
 
@@ -192,14 +192,11 @@ class XdsServer:
         session, first = stream.session, True
         try:
             while (raw := await context.read()) is not grpc.aio.EOF:
-                message = form.parse(raw)
-                if first or message.HasField("node"):
-                    session.node = Node.of(message.node)
-                    session.scope = scope_of(session.identity, session.node, self.grants)
+                if type_url is not None and session.acknowledge(type_url, raw):
+                    self._acked(session, type_url)
+                else:
+                    self._heard(stream, form, type_url, form.parse(raw), first=first)
                     first = False
-                kind = type_url or message.type_url
-                request = form.request(message)
-                self._note(stream, kind, form.apply(session, kind, request), request)
                 if session.stirred(self.view(session)):
                     stream.ready.set()
         except Denied as error:
@@ -215,27 +212,38 @@ class XdsServer:
         await self._turn()
         while not stream.over:
             stream.ready.clear()
-            for response in session.responses(self.view(session)):
+            while (response := session.next(self.view(session))) is not None:
                 payload = form.encode(response)
                 self._book(session, response.type_url, len(payload))
                 stream.writing_since = self.clock()
                 await context.write(payload)
                 stream.writing_since = None
+                if session.alone:
+                    break  # one type has one response outstanding, which is this one
             self._prepared(stream)
             await stream.ready.wait()
 
-    def _note(
-        self, stream: _Stream, kind: str, outcome: Outcome, request: SotwRequest | DeltaRequest
+    def _acked(self, session: Session, kind: str) -> None:
+        account, traffic = session.accounts[kind], self.traffic.of(kind)
+        account.acked_at = self.clock()
+        traffic.acks += 1
+        if account.published_at is not None:
+            traffic.convergence.observe(account.acked_at - account.published_at)
+
+    def _heard(
+        self, stream: _Stream, form: Form, type_url: str | None, message: Any, *, first: bool
     ) -> None:
-        """Book what a request came to."""
+        """Apply a request, and book what it came to. Raises `Denied`."""
         session = stream.session
+        if first or message.HasField("node"):
+            session.node = Node.of(message.node)
+            session.scope = scope_of(session.identity, session.node, self.grants)
+        kind = type_url or message.type_url
+        request = form.request(message)
+        outcome = form.apply(session, kind, request)
         self.roster.note(session, kind)
         if outcome is Outcome.ACKED:
-            account, traffic = session.accounts[kind], self.traffic.of(kind)
-            account.acked_at = self.clock()
-            traffic.acks += 1
-            if account.published_at is not None:
-                traffic.convergence.observe(account.acked_at - account.published_at)
+            self._acked(session, kind)
         elif outcome is Outcome.REFUSED:
             self.traffic.of(kind).nacks += 1
             log.warning(
@@ -303,7 +311,9 @@ class XdsServer:
     def _prepared(self, stream: _Stream) -> None:
         if stream in self._in_preparation:
             self._in_preparation.discard(stream)
-            self._room.set()
+            # Half the room at once: to wake the hand-out for each place costs more than the push.
+            if len(self._in_preparation) * 2 <= self.limits.pushes_in_preparation:
+                self._room.set()
 
     async def _until_room(self) -> None:
         self._room.clear()

@@ -49,15 +49,16 @@ https://www.envoyproxy.io/docs/envoy/latest/api-docs/xds_protocol
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xds.discovery import DeltaRequest, Nonce, Outcome, Response, SotwRequest
+from xds.discovery import DeltaRequest, Nonce, Outcome, Response, SotwRequest, plain_ack
 from xds.snapshot import Resource, ResourceName, Resources, TypeUrl, Version, version_of
 
 WILDCARD: ResourceName = "*"
 GONE: Version = ""  # the version of a resource that is removed
+NONE: Sequence[ResourceName] = ()
 COMPLETE = frozenset({TypeUrl.CLUSTER, TypeUrl.LISTENER, TypeUrl.POOL, TypeUrl.POOL_LOAD})
 
 
@@ -166,16 +167,17 @@ class Subscription(ABC):
         if known is None or known is self._settled_on or self._outstanding or not self._started:
             return None
         due = [resource for resource in self._wanted(known) if self._is_due(resource)]
-        gone = self._gone(known)
+        gone, kept = self._gone(known), NONE
         alone = self._alone(due) if self._suspects else []
-        kept = gone if keep_removed or alone else []
+        if keep_removed or alone:
+            gone, kept = kept, gone
         greeting = self._greeting
         self._settled_on = None if kept or alone else known
-        if not due and not greeting and len(gone) == len(kept):
+        if not due and not gone and not greeting:
             return None
         due = alone or due
         self._nonce += 1
-        self._outstanding = self._compose(known, due, kept)
+        self._outstanding = self._compose(known, due, gone, kept)
         if self._again:
             self._again.difference_update(resource.name for resource in due)
         self._answered = True
@@ -192,10 +194,16 @@ class Subscription(ABC):
 
     @abstractmethod
     def _compose(
-        self, known: Resources, due: list[Resource], kept: list[ResourceName]
+        self,
+        known: Resources,
+        due: list[Resource],
+        gone: Sequence[ResourceName],
+        kept: Sequence[ResourceName],
     ) -> _Outstanding: ...
 
-    def _gone(self, known: Resources) -> list[ResourceName]:
+    def _gone(self, known: Resources) -> Sequence[ResourceName]:
+        if self._held.keys() <= known.by_name.keys():
+            return NONE
         return [
             name
             for name in self._held
@@ -316,11 +324,15 @@ class SotwSubscription(Subscription):
             self._settled_on = None
         self.names, self.wildcard = names, wildcard
 
-    def _gone(self, known: Resources) -> list[ResourceName]:
-        return super()._gone(known) if self.type_url in COMPLETE else []
+    def _gone(self, known: Resources) -> Sequence[ResourceName]:
+        return super()._gone(known) if self.type_url in COMPLETE else NONE
 
     def _compose(
-        self, known: Resources, due: list[Resource], kept: list[ResourceName]
+        self,
+        known: Resources,
+        due: list[Resource],
+        gone: Sequence[ResourceName],  # noqa: ARG002 - a complete response says it by omission
+        kept: Sequence[ResourceName],
     ) -> _Outstanding:
         view = list(self._wanted(known))
         given: dict[ResourceName, Resource | None] = {}
@@ -376,6 +388,19 @@ class DeltaSubscription(Subscription):
             self._forget(self._held.keys() - self.names)
         return outcome
 
+    def acknowledge(self, raw: bytes) -> bool:
+        """Is this exactly the ACK of what is outstanding? If so it is applied."""
+        if self._outstanding is None:
+            return False
+        nonce = self._outstanding.response.nonce
+        if raw != plain_ack(self.type_url, nonce, typed=True) and raw != plain_ack(
+            self.type_url, nonce, typed=False
+        ):
+            return False
+        self.blamed = {}
+        self._answer(self._outstanding, None)
+        return True
+
     def _subscribe(self, names: set[ResourceName], *, first: bool) -> None:
         if names or first:
             self.interest += 1
@@ -401,7 +426,7 @@ class DeltaSubscription(Subscription):
             self.names -= names
             self._forget(names)  # still wanted by a wildcard, it is due again
 
-    def _gone(self, known: Resources) -> list[ResourceName]:
+    def _gone(self, known: Resources) -> Sequence[ResourceName]:
         if self._claimed and not self.wildcard:
             # A server that has just started may not know these yet; that does not remove them.
             self._forget(self._held.keys() - known.by_name.keys())
@@ -409,12 +434,17 @@ class DeltaSubscription(Subscription):
         return super()._gone(known)
 
     def _compose(
-        self, known: Resources, due: list[Resource], kept: list[ResourceName]
+        self,
+        known: Resources,
+        due: list[Resource],
+        gone: Sequence[ResourceName],
+        kept: Sequence[ResourceName],  # noqa: ARG002 - what is not said stays
     ) -> _Outstanding:
-        removed = tuple(name for name in self._gone(known) if name not in kept)
-        response = Response(self.type_url, known.version, str(self._nonce), tuple(due), removed)
-        given: dict[ResourceName, Resource | None] = dict.fromkeys(removed)
-        return _Outstanding(response, given | {resource.name: resource for resource in due})
+        given: dict[ResourceName, Resource | None] = {each.name: each for each in due}
+        if gone:
+            given |= dict.fromkeys(gone)
+        response = Response(self.type_url, known.version, str(self._nonce), tuple(due), tuple(gone))
+        return _Outstanding(response, given)
 
 
 def _names(reason: str, name: ResourceName) -> bool:

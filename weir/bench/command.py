@@ -138,8 +138,8 @@ def xds(json_path: Path | None) -> None:
         "assignment_of_5000_ms": build,
     }
     notes = (
-        f"bars, where every stream is concerned: CPU ratio {pushes.CPU_BAR}, last ACK ratio "
-        f"{pushes.ACK_BAR}, {pushes.MEMORY_BAR_KIB:.0f} KiB a stream above the bare server's",
+        f"bars, where all are concerned: CPU ratio {pushes.CPU_BAR}, last ACK {pushes.ACK_BAR}",
+        f"memory: {pushes.MEMORY_BAR_KIB:.0f} KiB a stream above the bare server's",
         f"serialisations of a version: {max(row.ours.framings for row in rows)}",
         f"an assignment of 5,000 endpoints: {build:.1f} ms (bar {pushes.BUILD_BAR_MS:.0f})",
     )
