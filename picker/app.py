@@ -13,7 +13,7 @@ import structlog
 
 from picker.pools import Pools
 from picker.server import Picker, serving
-from xds.client import Link, follow
+from xds.client import PLAINTEXT, Credentials, Link, follow
 
 log = structlog.get_logger()
 
@@ -26,6 +26,7 @@ class PickerOptions:
     listen: str
     node: str = "weir-picker"
     pool: str = ""  # for gateways that do not say which pool they ask about
+    credentials: Credentials = PLAINTEXT  # for the control plane
 
 
 async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
@@ -34,7 +35,9 @@ async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
     pools = Pools(clock)
     picker = Picker(pools, clock, Random(), options.pool)
     async with serving(picker.process, options.listen) as port, asyncio.TaskGroup() as tasks:
-        feed = tasks.create_task(follow(options.xds, options.node, pools.feeds(), Link()))
+        feed = tasks.create_task(
+            follow(options.xds, options.node, pools.feeds(), Link(), options.credentials)
+        )
         gc.collect()
         gc.freeze()  # what is here now stays: no collection need look at it again
         log.info("picking", listen=port, xds=options.xds)

@@ -2,26 +2,47 @@
 
 import asyncio
 import socket
+from pathlib import Path
 
 import click
 
 from picker.app import PickerOptions, run
 from weir.running import run_until_told
+from xds.client import Credentials
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("picker")
 @click.option("--xds", required=True, help="The control plane's HOST:PORT.")
 @click.option("--listen", default="127.0.0.1:9002", show_default=True, help="ext_proc (gRPC).")
 @click.option("--pool", default="", help="NAMESPACE/NAME, for gateways that do not name a pool.")
+@click.option("--xds-ca", type=FILE, help="CA of the control plane; without, plaintext.")
+@click.option("--xds-cert", type=FILE, help="Our certificate for it (mutual TLS).")
+@click.option("--xds-key", type=FILE, help="The key of --xds-cert.")
+@click.option("--xds-token", type=FILE, help="A file with our bearer token for it.")
 @click.option("--json-logs", is_flag=True, help="Log JSON lines.")
-def command(xds: str, listen: str, pool: str, *, json_logs: bool) -> None:
+def command(  # noqa: PLR0913 - its options
+    *,
+    xds: str,
+    listen: str,
+    pool: str,
+    xds_ca: Path | None,
+    xds_cert: Path | None,
+    xds_key: Path | None,
+    xds_token: Path | None,
+    json_logs: bool,
+) -> None:
     """Answer Envoy's ext_proc calls with the endpoint that should get the request.
 
     Learns pools and loads from the control plane at --xds; holds no Kubernetes rights. Runs as
     many replicas as you like, each for any number of pools.
     """
     node = f"weir-picker~{socket.gethostname()}"
-    options = PickerOptions(xds=xds, listen=listen, node=node, pool=pool)
+    if xds_ca is None and (xds_cert or xds_key or xds_token):
+        raise click.UsageError("credentials are never sent in plaintext: --xds-ca is missing")
+    credentials = Credentials(xds_ca, xds_cert, xds_key, xds_token)
+    options = PickerOptions(xds=xds, listen=listen, node=node, pool=pool, credentials=credentials)
 
     async def main(stopping: asyncio.Event) -> None:
         await run(options, stopping)

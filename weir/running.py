@@ -12,6 +12,7 @@ import click
 import structlog
 
 from xds.manifests import ManifestError
+from xds.security import SecurityError
 
 
 def configure_logging(*, as_json: bool) -> None:
@@ -49,7 +50,7 @@ def run_until_told(main: Callable[[asyncio.Event], Awaitable[None]], *, json_log
 
     try:
         run_loop(whole())
-    except* (ManifestError, OSError) as group:
+    except* (ManifestError, SecurityError, OSError) as group:
         first: BaseException = group
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]

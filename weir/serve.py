@@ -7,7 +7,10 @@ import click
 
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
+from xds.security import Security, StaticTokens, read_grants
 from xds.standalone import BODY_MODES, Filters, Standalone
+
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("serve")
@@ -21,6 +24,12 @@ from xds.standalone import BODY_MODES, Filters, Standalone
 @click.option(
     "--status", default="127.0.0.1:18001", show_default=True, help="/status, /metrics, /healthz."
 )
+@click.option("--plaintext", is_flag=True, help="xDS without TLS: whoever connects sees all.")
+@click.option("--tls-cert", type=FILE, help="Our certificate; read anew when it changes.")
+@click.option("--tls-key", type=FILE, help="The key of --tls-cert.")
+@click.option("--client-ca", type=FILE, help="Clients show a SPIFFE certificate of this CA.")
+@click.option("--tokens", type=FILE, help="Clients show a token: YAML of TOKEN: NAMESPACE/ACCOUNT.")
+@click.option("--grants", type=FILE, help="YAML: who sees pools beyond its own namespace.")
 @click.option(
     "--proxy-listen",
     default="127.0.0.1:8080",
@@ -52,6 +61,12 @@ def command(  # noqa: PLR0913 - its options
     config: Path,
     listen: str,
     status: str,
+    plaintext: bool,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    tokens: Path | None,
+    grants: Path | None,
     proxy_listen: str,
     picker: str,
     access_log: str | None,
@@ -66,11 +81,21 @@ def command(  # noqa: PLR0913 - its options
     them stops the start and names the file and the field; later mistakes are logged, and what was
     good stands.
 
+    A client sees the pools of its own namespace, which its certificate or token proves, and those
+    that --grants adds.
+
+    \b
+      weir serve --config manifests/ --plaintext --with-picker
     \b
     An Envoy needs to know nothing but where this is:
       weir envoy-bootstrap --xds 127.0.0.1:18000 > envoy.yaml
       envoy -c envoy.yaml
     """
+    if plaintext == (tls_cert is not None):
+        raise click.UsageError(
+            "say how clients connect: --tls-cert with --tls-key and --client-ca or --tokens, "
+            "or --plaintext, where whoever connects sees all"
+        )
     options = ServeOptions(
         config,
         listen,
@@ -82,6 +107,8 @@ def command(  # noqa: PLR0913 - its options
             body_mode=body_mode,
             filters=Filters(filters),
         ),
+        Security(tls_cert, tls_key, client_ca, StaticTokens(tokens) if tokens else None),
+        grants=read_grants(grants) if grants else (),
     )
 
     async def main(stopping: asyncio.Event) -> None:

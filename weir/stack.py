@@ -85,6 +85,7 @@ class Stack:
         command = weir(
             "serve",
             *("--config", str(self.config)),
+            "--plaintext",
             *("--listen", f"127.0.0.1:{self.xds_port}"),
             *("--status", f"127.0.0.1:{self.status_port}"),
             *("--proxy-listen", f"127.0.0.1:{self.envoy_port}"),

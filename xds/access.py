@@ -43,6 +43,7 @@ class Node:
     kind: str = ""
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
+    build: str = ""  # what it runs: two clients of one build judge alike
 
     @staticmethod
     def of(message: Any) -> "Node":
@@ -59,7 +60,19 @@ class Node:
             kind=parts[0] if istio else ("picker" if "picker" in message.user_agent_name else ""),
             namespace=namespace,
             labels={key: labels[key].string_value for key in labels},
+            build=_build(message, fields),
         )
+
+
+def _build(message: Any, fields: Any) -> str:
+    number = message.user_agent_build_version.version
+    version = message.user_agent_version or (
+        f"{number.major_number}.{number.minor_number}.{number.patch}"
+        if message.HasField("user_agent_build_version")
+        else ""
+    )
+    istio = fields["ISTIO_VERSION"].string_value if "ISTIO_VERSION" in fields else ""
+    return " ".join(part for part in (message.user_agent_name, version, istio) if part)
 
 
 @dataclass(frozen=True, slots=True)

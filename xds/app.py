@@ -12,22 +12,26 @@ they have and go to another replica), then the scraper's connections close.
 
 import asyncio
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import structlog
 from prometheus_client import CollectorRegistry
 
+from xds.access import Grant
+from xds.court import Verdict
 from xds.latest import Latest
 from xds.plane import Plane
 from xds.pool import EndpointId, Observation, Pool, PoolName
 from xds.report import Metrics, status
 from xds.scraper import scrape
+from xds.security import Security
 from xds.server import serving
 from xds.sources.files import Directory, watch
 from xds.standalone import Standalone
 from xds.status import reporting
+from xds.streams import Limits, XdsServer
 
 COALESCE_SECONDS = 0.05
 WEIGH_SECONDS = 1.0
@@ -43,6 +47,9 @@ class ServeOptions:
     address: str
     status_address: str
     standalone: Standalone
+    security: Security = field(default_factory=Security)
+    limits: Limits = field(default_factory=Limits)
+    grants: tuple[Grant, ...] = ()
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
@@ -52,7 +59,10 @@ async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     cannot be bound.
     """
     line = _Line(options)
-    async with serving(line.snapshots, options.address) as server:
+    async with serving(
+        line.snapshots, options.address, options.security, options.limits, options.grants
+    ) as server:
+        server.on_verdict = line.roll_back
 
         def view() -> dict[str, Any]:
             return status(line.plane, server, line.directory.problems, line.clock())
@@ -64,7 +74,7 @@ async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
             reporting(host, int(port), view, registry) as status_port,
             asyncio.TaskGroup() as tasks,
         ):
-            running = [tasks.create_task(work) for work in line.works()]
+            running = [tasks.create_task(work) for work in line.works(server)]
             log.info(
                 "serving",
                 xds=server.port,
@@ -89,8 +99,9 @@ class _Line:
         self.plane.configure(self.pools.value, self.clock())
         self.snapshots = Latest(self.plane.snapshot(self.clock()))
         self._dirty = asyncio.Event()
+        self._configured = asyncio.Event()
 
-    def works(self) -> list[Any]:
+    def works(self, server: XdsServer) -> list[Any]:
         """Coroutines that run until they are cancelled."""
         return [
             watch(self.directory, self.pools, self._on_reload),
@@ -98,7 +109,13 @@ class _Line:
             self._reconfigure(),
             self._weigh(),
             self._publish(),
+            self._try_out(server),
         ]
+
+    def roll_back(self, verdict: Verdict) -> None:
+        """What most clients refuse is taken back at once."""
+        self.plane.roll_back(verdict)
+        self._dirty.set()
 
     def _on_observation(self, endpoint: EndpointId, observation: Observation | None) -> None:
         self.plane.observe(endpoint, observation)
@@ -113,12 +130,31 @@ class _Line:
         async for pools in self.pools.changes():
             self.plane.configure(pools, self.clock())
             self._dirty.set()
+            self._configured.set()
 
     async def _weigh(self) -> None:
         while True:
             await asyncio.sleep(WEIGH_SECONDS)
             self.plane.weigh(self.clock())
             self._dirty.set()
+
+    async def _try_out(self, server: XdsServer) -> None:
+        """Show each new policy to one client before everybody has it."""
+        while True:
+            await self._configured.wait()
+            self._configured.clear()
+            while (pool := self.plane.trials.candidate) is not None:
+                self.snapshots.publish(self.plane.snapshot(self.clock()))
+                reason = await server.try_out(self.plane.trial(), pool)
+                if self.plane.trials.candidate != pool:
+                    pass  # the operator was faster
+                elif reason is None:
+                    self.plane.trials.accept()
+                else:
+                    log.error("policy refused; the one before stands", pool=pool, reason=reason)
+                    self.plane.trials.refuse(reason)
+                self.snapshots.publish(self.plane.snapshot(self.clock()))
+                server.end_trial()
 
     async def _publish(self) -> None:
         while True:

@@ -9,6 +9,7 @@ loses nothing else: the last accepted resources stand.
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeAlias
 
 import grpc
@@ -81,34 +82,82 @@ class Feed:
         return answer
 
 
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """How to show the control plane who we are; files are read anew for every connection.
+
+    Without a CA the connection is plaintext, and no token is sent.
+    """
+
+    ca: Path | None = None
+    certificate: Path | None = None
+    key: Path | None = None
+    token: Path | None = None
+
+    def channel(self, address: str) -> grpc.aio.Channel:
+        """Raises `OSError` where a file cannot be read."""
+        if self.ca is None:
+            return grpc.aio.insecure_channel(address, options=OPTIONS)
+        credentials = grpc.ssl_channel_credentials(
+            self.ca.read_bytes(),
+            self.key.read_bytes() if self.key else None,
+            self.certificate.read_bytes() if self.certificate else None,
+        )
+        return grpc.aio.secure_channel(address, credentials, options=OPTIONS)
+
+    def metadata(self) -> tuple[tuple[str, str], ...]:
+        if self.ca is None or self.token is None:
+            return ()
+        return (("authorization", f"Bearer {self.token.read_text('ascii').strip()}"),)
+
+
+PLAINTEXT = Credentials()
+
+
 @dataclass(slots=True)
 class Link:
     """The state of the connection, for people and for health checks."""
 
     connected: bool = False
     lost_at: float | None = None  # loop time
+    problem: str = ""  # why the last stream ended
     nacks: int = 0
 
 
-async def follow(address: str, node: str, feeds: Sequence[Feed], link: Link) -> None:
-    """Keep `feeds` up to date from the control plane at "host:port" until cancelled."""
+async def follow(
+    address: str,
+    node: str,
+    feeds: Sequence[Feed],
+    link: Link,
+    credentials: Credentials = PLAINTEXT,
+) -> None:
+    """Keep `feeds` up to date from the control plane at "host:port" until cancelled.
+
+    Raises `OSError` where a credential cannot be read at the start.
+    """
     by_type = {feed.type_url: feed for feed in feeds}
-    async with grpc.aio.insecure_channel(address, options=OPTIONS) as channel:
-        while True:
+    while True:
+        # A channel a certificate: a renewed one is used from the next lost stream on.
+        async with credentials.channel(address) as channel:
             await channel.channel_ready()
             try:
-                await _stream(channel, node, by_type, link)
+                await _stream(channel, node, by_type, link, credentials.metadata())
                 reason = "the control plane closed the stream"
             except grpc.aio.AioRpcError as error:
                 reason = error.details() or error.code().name
-            if link.connected:
-                log.warning("control plane away; carrying on with what is known", reason=reason)
-                link.connected, link.lost_at = False, asyncio.get_running_loop().time()
-            await asyncio.sleep(RETRY_SECONDS)
+        if link.connected or reason != link.problem:
+            log.warning("control plane away; carrying on with what is known", reason=reason)
+            link.connected, link.lost_at = False, asyncio.get_running_loop().time()
+        link.problem = reason
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def _stream(
-    channel: grpc.aio.Channel, node: str, feeds: Mapping[str, Feed], link: Link
+    channel: grpc.aio.Channel,
+    node: str,
+    feeds: Mapping[str, Feed],
+    link: Link,
+    metadata: Sequence[tuple[str, str]],
 ) -> None:
     outgoing: asyncio.Queue[discovery_pb2.DeltaDiscoveryRequest] = asyncio.Queue()
     for number, feed in enumerate(feeds.values()):
@@ -125,7 +174,7 @@ async def _stream(
         METHOD,
         request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
         response_deserializer=discovery_pb2.DeltaDiscoveryResponse.FromString,
-    )(requests())
+    )(requests(), metadata=metadata)
     async for response in call:
         if not link.connected:
             link.connected = True

@@ -14,13 +14,18 @@ Invariants:
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 
 from xds import weights, wire
 from xds.assignment import cluster_load_assignment
-from xds.pool import EndpointId, Observation, Pool, PoolName, Share
-from xds.snapshot import Snapshot, TypeUrl
+from xds.court import Verdict
+from xds.pool import EndpointId, Observation, Policy, Pool, PoolName, Share
+from xds.snapshot import Bodies, Snapshot, TypeUrl, Version
 from xds.standalone import Standalone, resources
+from xds.trials import Quarantine, Trials
+
+OFFERS = 16  # assignments that a client may still have and refuse the next one of
 
 
 @dataclass(slots=True)
@@ -33,6 +38,25 @@ class _Line:
     assignment: bytes | None = None
     members: bytes | None = None
     loads: bytes | None = None
+    # What was offered lately, by the version of its assignment; the newest is last.
+    offered: dict[Version, dict[EndpointId, Share]] = field(default_factory=dict)
+    rolled_back_to: dict[EndpointId, Share] | None = None
+    quarantine: Quarantine | None = None
+
+    def take(self, shares: dict[EndpointId, Share]) -> None:
+        """The weigher's shares; while those are in quarantine, its priorities only.
+
+        Priorities and membership are not rolled back: that would send requests to the dead.
+        """
+        if self.rolled_back_to is not None:
+            old = self.rolled_back_to
+            shares = {
+                name: Share(old[name].weight if name in old else weights.SCALE, share.priority)
+                for name, share in shares.items()
+            }
+        if shares != self.shares:
+            self.shares = shares
+            self.assignment = self.members = None
 
 
 class Plane:
@@ -43,7 +67,10 @@ class Plane:
         self._lines: dict[PoolName, _Line] = {}
         self._lines_of: dict[EndpointId, list[_Line]] = {}
         self._observations: dict[EndpointId, Observation] = {}
-        self._config: Mapping[str, Mapping[str, bytes]] = {}
+        self.trials = Trials()
+        self._policies: Mapping[PoolName, Policy] | None = None  # that `_config` was made of
+        self._config: Bodies = {}
+        self._tenants: Mapping[str, Bodies] = {}
         self._snapshot = Snapshot.of({})
 
     @property
@@ -58,6 +85,11 @@ class Plane:
         """What `weigh` last said of the pool's endpoints."""
         return self._lines[name].shares
 
+    def quarantines(self, name: PoolName) -> list[Quarantine]:
+        """What of the pool clients refused and does not have effect."""
+        found = (self.trials.quarantined.get(name), self._lines[name].quarantine)
+        return [each for each in found if each is not None]
+
     def seen(self, endpoint: EndpointId) -> Observation:
         """The last observation of an endpoint."""
         return self._observations.get(endpoint, Observation())
@@ -70,13 +102,27 @@ class Plane:
             line = known.get(name)
             if line is None or line.pool != pool:
                 state = line.state if line is not None else weights.State()
-                line = _Line(pool, *weights.step(state, pool, self._observations, now))
+                offered = line.offered if line is not None else {}
+                shares = weights.step(state, pool, self._observations, now)
+                line = _Line(pool, *shares, offered=offered)
             self._lines[name] = line
         self._lines_of = {}
         for line in self._lines.values():
             for member in line.pool.endpoints:
                 self._lines_of.setdefault(member.id, []).append(line)
-        self._config = resources(pools, self._standalone)
+        self.trials.configure(pools.values())
+
+    def roll_back(self, verdict: Verdict) -> None:
+        """Most clients of a resource refuse it: take weights or policy back, never members."""
+        line = self._lines.get(verdict.name)
+        if line is None:
+            return
+        if verdict.type_url == TypeUrl.CLUSTER:
+            self.trials.roll_back(verdict.name, verdict.reason)
+        elif verdict.type_url == TypeUrl.ENDPOINT and line.quarantine is None:
+            line.quarantine = Quarantine("weights", verdict.reason)
+            line.rolled_back_to = line.offered.get(verdict.accepted, {})
+            line.take(line.shares)
 
     def observe(self, endpoint: EndpointId, observation: Observation | None) -> None:
         """What the scraper saw; None forgets an endpoint that no pool has any more."""
@@ -92,14 +138,43 @@ class Plane:
         for line in self._lines.values():
             before = line.state
             line.state, shares = weights.step(before, line.pool, self._observations, now)
-            if shares != line.shares:
-                line.shares = shares
-                line.assignment = line.members = None
+            line.take(shares)
             if line.state.echo != before.echo:
                 line.assignment = None
 
     def snapshot(self, now: float) -> Snapshot:
         """The resources as of now; what did not change keeps its bytes and its version."""
+        if self._policies != self.trials.in_effect:
+            self._policies = dict(self.trials.in_effect)
+            self._config, self._tenants = self._compose(self._policies)
+        owners = {name: name for name in self._lines}
+        bodies = {**self._config, **self._bodies(now)}
+        self._snapshot = Snapshot.of(bodies, self._snapshot, owners, self._tenants)
+        for name, line in self._lines.items():
+            self._remember(name, line)
+        return self._snapshot
+
+    def trial(self) -> Snapshot:
+        """The last snapshot, but for the policy that is to be tried."""
+        config, tenants = self._compose(self.trials.tried())
+        last = self._snapshot
+        whole = {
+            type_url: {name: each.body for name, each in resources.by_name.items()}
+            for type_url, resources in last.types.items()
+        }
+        return Snapshot.of({**whole, **config}, last, last.owners, tenants)
+
+    def _compose(self, policies: Mapping[PoolName, Policy]) -> tuple[Bodies, dict[str, Bodies]]:
+        """What Envoys are told beside assignments: everybody, and each namespace for itself."""
+        pools = {name: replace(self._lines[name].pool, policy=policies[name]) for name in policies}
+        by_namespace = groupby(sorted(pools), key=lambda name: name.partition("/")[0])
+        tenants: dict[str, Bodies] = {
+            namespace: resources({name: pools[name] for name in names}, self._standalone)
+            for namespace, names in by_namespace
+        }
+        return resources(pools, self._standalone), tenants
+
+    def _bodies(self, now: float) -> Bodies:
         assignments, members, loads = {}, {}, {}
         for name, line in self._lines.items():
             if line.assignment is None:
@@ -115,16 +190,18 @@ class Plane:
                 line.members,
                 line.loads,
             )
-        self._snapshot = Snapshot.of(
-            {
-                **self._config,
-                TypeUrl.ENDPOINT: assignments,
-                TypeUrl.POOL: members,
-                TypeUrl.POOL_LOAD: loads,
-            },
-            self._snapshot,
-        )
-        return self._snapshot
+        return {
+            TypeUrl.ENDPOINT: assignments,
+            TypeUrl.POOL: members,
+            TypeUrl.POOL_LOAD: loads,
+        }
+
+    def _remember(self, name: PoolName, line: _Line) -> None:
+        resource = self._snapshot.get(TypeUrl.ENDPOINT, name)
+        if resource is not None and resource.version not in line.offered:
+            line.offered[resource.version] = line.shares
+            for old in list(line.offered)[:-OFFERS]:
+                del line.offered[old]
 
     def _loads_of(self, pool: Pool) -> dict[EndpointId, Observation]:
         return {

@@ -20,7 +20,10 @@ def status(
     return {
         "pools": {
             name: {
-                "policy": pool.policy.tier.value,
+                "policy": plane.trials.in_effect[name].tier.value,
+                "quarantined": [
+                    {"what": each.what, "reason": each.reason} for each in plane.quarantines(name)
+                ],
                 "endpoints": [
                     _endpoint(each, plane.shares(name).get(each.id), plane.seen(each.id), now)
                     for each in pool.endpoints

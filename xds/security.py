@@ -19,7 +19,7 @@ import grpc
 import structlog
 import yaml
 
-from xds.access import Identity
+from xds.access import Grant, GrantsError, Identity, parse_grants
 
 SPIFFE = re.compile(r"spiffe://[^/]+/ns/([^/]+)/sa/([^/]+)")
 BEARER = "bearer "
@@ -65,6 +65,14 @@ class StaticTokens:
         if identity is None:
             raise Unauthenticated("the token is not known")
         return identity
+
+
+def read_grants(path: Path) -> tuple[Grant, ...]:
+    """The grants file. Raises `SecurityError`."""
+    try:
+        return parse_grants(yaml.safe_load(path.read_text("utf-8")))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, GrantsError) as error:
+        raise SecurityError(f"{path}: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

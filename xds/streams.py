@@ -27,6 +27,7 @@ import structlog
 from google.protobuf.message import DecodeError
 
 from xds.access import Denied, Grant, Identity, Node, scope_of
+from xds.court import Court, Verdict
 from xds.discovery import (
     DeltaRequest,
     Outcome,
@@ -38,14 +39,15 @@ from xds.discovery import (
 from xds.latest import Latest
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
 from xds.roster import Roster
-from xds.scoping import Views
+from xds.scoping import Views, scoped
 from xds.security import Security, Unauthenticated
 from xds.session import Session
-from xds.snapshot import Snapshot
+from xds.snapshot import Snapshot, TypeUrl
 from xds.traffic import Traffic
 
 PATIENCE_SECONDS = 0.1  # with streams that are slow to take a push, before others have their turn
 AGE_JITTER = 0.1
+TRIAL_SECONDS = 2.0  # for the first client to say what it thinks of a new policy
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, bytes]
 log = structlog.get_logger()
@@ -116,6 +118,8 @@ class XdsServer:
     port: int = 0
     roster: Roster = field(default_factory=Roster)
     traffic: Traffic = field(default_factory=Traffic)
+    court: Court = field(default_factory=Court)
+    on_verdict: Callable[[Verdict], None] | None = None
     published_at: float = 0.0
     clock: Callable[[], float] = field(default_factory=_clock)
     _views: Views = field(default_factory=Views)
@@ -124,6 +128,7 @@ class XdsServer:
     _in_preparation: set[_Stream] = field(default_factory=set)
     _room: asyncio.Event = field(default_factory=asyncio.Event)
     _next_turn: float = 0.0
+    _canary: tuple[Session, Snapshot] | None = None
 
     @property
     def clients(self) -> list[Session]:
@@ -131,6 +136,8 @@ class XdsServer:
 
     def view(self, session: Session) -> Snapshot:
         """What this client should have."""
+        if self._canary is not None and self._canary[0] is session:
+            return self._canary[1]
         return self._views.view(self.snapshots.value, session.scope)
 
     async def follow(self) -> None:
@@ -145,6 +152,40 @@ class XdsServer:
                 if (wake := self.roster.sessions.get(session)) is not None:
                     wake()
             self._views.keep({session.scope for session in self.roster.sessions})
+
+    async def try_out(self, snapshot: Snapshot, cluster: str) -> str | None:
+        """Show a snapshot to one of the cluster's clients; returns its reason if it refuses.
+
+        None if it accepts, goes away or does not say within `TRIAL_SECONDS`, or if there is no such
+        client. It stays the only one that sees the snapshot until `end_trial`, which must come
+        after the snapshot, or what it is rolled back to, was published.
+        """
+        clients = self.roster.wanting(TypeUrl.CLUSTER, cluster)
+        tidy = [each for each in self.clients if each in clients and not each.refusals]
+        if not tidy:
+            return None
+        session = tidy[0]
+        before = {kind: account.refused for kind, account in session.accounts.items()}
+        # A view of its own, made once, so that "is there news?" is still one comparison.
+        self._canary = session, scoped(snapshot, session.scope)
+        self.roster.sessions[session]()
+        until = self.clock() + TRIAL_SECONDS
+        while session in self.roster.sessions and self.clock() < until:
+            for kind, account in session.accounts.items():
+                refusal = session.subscriptions[kind].refusal
+                if account.refused > before.get(kind, 0) and refusal is not None:
+                    return refusal.reason
+            if session.synced(self.view(session)):
+                break
+            await asyncio.sleep(0.01)
+        return None
+
+    def end_trial(self) -> None:
+        """The client that tried something out is one of many again."""
+        if self._canary is not None:
+            session, self._canary = self._canary[0], None
+            if (wake := self.roster.sessions.get(session)) is not None:
+                wake()
 
     async def cut_off(self) -> None:
         """End the streams of clients that take nothing."""
@@ -254,8 +295,25 @@ class XdsServer:
                 blamed=sorted(session.subscriptions[kind].blamed),
                 reason=request.error,
             )
+            self._judge(session, kind, request.error or "")
         if request.asked:
             self._check(stream, kind, request)
+
+    def _judge(self, session: Session, kind: str, reason: str) -> None:
+        if self._canary is not None and self._canary[0] is session:
+            return  # it speaks for itself: nobody else has been asked
+        blamed = session.subscriptions[kind].blamed
+        for verdict in self.court.hear(self.roster, session, kind, blamed, reason):
+            log.error(
+                "refused by most of its clients",
+                type=kind,
+                resource=verdict.name,
+                refusing=verdict.refusing,
+                clients=verdict.clients,
+                reason=reason,
+            )
+            if self.on_verdict is not None:
+                self.on_verdict(verdict)
 
     def _check(self, stream: _Stream, kind: str, request: SotwRequest | DeltaRequest) -> None:
         session, owners = stream.session, self.snapshots.value.owners
@@ -303,6 +361,7 @@ class XdsServer:
             ageing.cancel()
             self._prepared(stream)
             self.roster.remove(stream.session)
+            self.court.forget(stream.session)
             self._streams.discard(stream)
             self._streams_of[client] -= 1
             if not self._streams_of[client]:

@@ -159,6 +159,18 @@ class Subscription(ABC):
             self._again.update(wanted)
             self._settled_on = None
 
+    def hold_back(self, name: ResourceName, version: Version) -> bool:
+        """Keep the version that is held, as if this other one had been refused.
+
+        Only where there is one to keep and nobody has been asked yet.
+        """
+        if self._held.get(name, version) == version or self._refused.get(name) == version:
+            return False
+        if self._outstanding is not None and name in self._outstanding.given:
+            return False
+        self._refused[name] = version
+        return True
+
     def respond(self, known: Resources | None, *, keep_removed: bool = False) -> Response | None:
         """What is due of `known`, now outstanding; None if nothing is or a response still is.
 

@@ -31,7 +31,7 @@ def weir(*arguments):
 )
 def test_a_mistake_in_the_manifests_stops_the_start_and_names_itself(tmp_path, text, words):
     (tmp_path / "pool.yaml").write_text(text)
-    ended = weir("serve", "--config", str(tmp_path))
+    ended = weir("serve", "--plaintext", "--config", str(tmp_path))
     assert ended.returncode == 1
     assert words in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -39,7 +39,7 @@ def test_a_mistake_in_the_manifests_stops_the_start_and_names_itself(tmp_path, t
 
 def test_an_address_that_is_taken_stops_the_start_and_names_itself(tmp_path):
     (tmp_path / "pool.yaml").write_text(POOL)
-    ended = weir("serve", "--config", str(tmp_path), "--listen", "192.0.2.1:1")
+    ended = weir("serve", "--plaintext", "--config", str(tmp_path), "--listen", "192.0.2.1:1")
     assert ended.returncode == 1
     assert "cannot listen on 192.0.2.1:1" in ended.stderr
     ended = weir("picker", "--xds", "127.0.0.1:1", "--listen", "192.0.2.1:1")

@@ -26,6 +26,8 @@ ROOTS = (
     "envoy.config.endpoint.v3.endpoint",
     "envoy.service.discovery.v3.ads",
     "envoy.service.ext_proc.v3.external_processor",
+    "envoy.service.load_stats.v3.lrs",
+    "envoy.service.status.v3.csds",
 )
 OURS = ("weir/v1/pool.proto",)
 MOVED = re.compile(r"^(from|import) ((?:envoy|xds|udpa|validate)\b)", re.MULTILINE)
