@@ -10,10 +10,12 @@ import click
 
 COMMANDS = {
     "bench": "weir.bench.command:bench",
+    "diff": "weir.status:diff",
     "demo": "weir.demo.command:demo",
     "envoy-bootstrap": "weir.envoy:command",
     "picker": "weir.picker:command",
     "serve": "weir.serve:command",
+    "status": "weir.status:status",
     "inference-sim": "weir.inference_sim.command:inference_sim",
 }
 

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 from xds.access import Grant
 from xds.court import Verdict
 from xds.latest import Latest
+from xds.loads import LoadReports
 from xds.plane import Plane
 from xds.pool import EndpointId, Observation, Pool, PoolName
 from xds.report import Metrics, status
@@ -32,6 +33,7 @@ from xds.sources.files import Directory, watch
 from xds.standalone import Standalone
 from xds.status import reporting
 from xds.streams import Limits, XdsServer
+from xds.xds_metrics import XdsMetrics
 
 COALESCE_SECONDS = 0.05
 WEIGH_SECONDS = 1.0
@@ -60,15 +62,21 @@ async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     """
     line = _Line(options)
     async with serving(
-        line.snapshots, options.address, options.security, options.limits, options.grants
+        line.snapshots,
+        options.address,
+        security=options.security,
+        limits=options.limits,
+        grants=options.grants,
+        reports=line.reports,
     ) as server:
         server.on_verdict = line.roll_back
 
         def view() -> dict[str, Any]:
-            return status(line.plane, server, line.directory.problems, line.clock())
+            return status(line.plane, server, line.reports, line.directory.problems, line.clock())
 
         registry = CollectorRegistry()
         registry.register(Metrics(view))
+        registry.register(XdsMetrics(server))
         host, _, port = options.status_address.rpartition(":")
         async with (
             reporting(host, int(port), view, registry) as status_port,
@@ -96,6 +104,7 @@ class _Line:
         self.directory = Directory(options.config)
         self.pools: Latest[Mapping[PoolName, Pool]] = Latest(self.directory.pools)
         self.plane = Plane(options.standalone)
+        self.reports = LoadReports()
         self.plane.configure(self.pools.value, self.clock())
         self.snapshots = Latest(self.plane.snapshot(self.clock()))
         self._dirty = asyncio.Event()

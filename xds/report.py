@@ -6,6 +6,7 @@ from typing import Any
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from xds.loads import LoadReports
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Share
 from xds.session import Session
@@ -14,7 +15,11 @@ from xds.streams import XdsServer
 
 
 def status(
-    plane: Plane, server: XdsServer, problems: tuple[str, ...], now: float
+    plane: Plane,
+    server: XdsServer,
+    reports: LoadReports,
+    problems: tuple[str, ...],
+    now: float,
 ) -> dict[str, Any]:
     """Pools with their endpoints as the weigher sees them; clients with what they accepted."""
     return {
@@ -32,6 +37,20 @@ def status(
             for name, pool in plane.pools.items()
         },
         "clients": [_client(session, server.view(session), now) for session in server.clients],
+        "reports": [
+            {
+                "pool": row.pool,
+                "node": row.node,
+                "age_seconds": round(now - row.at, 3),
+                "issued": row.issued,
+                "succeeded": row.succeeded,
+                "failed": row.failed,
+                "dropped": row.dropped,
+                "in_progress": row.in_progress,
+                "endpoints": row.endpoints,
+            }
+            for row in reports
+        ],
         "nacks": server.traffic.nacks,
         "problems": list(problems),
     }
@@ -64,12 +83,22 @@ class Metrics(Collector):
                         gauge.add_metric([pool, endpoint["endpoint"]], endpoint[key])
         yield from gauges.values()
         clients = view["clients"]
-        yield GaugeMetricFamily("weir_xds_clients", "Open xDS streams.", len(clients))
         behind = sum(not client["synced"] for client in clients)
         yield GaugeMetricFamily("weir_xds_clients_behind", "Streams with news to ACK.", behind)
         refusing = sum(bool(client["refusals"]) for client in clients)
         yield GaugeMetricFamily("weir_xds_clients_refusing", "Streams with a NACK.", refusing)
-        yield CounterMetricFamily("weir_xds_nacks", "NACKs since the start.", view["nacks"])
+        quarantined = GaugeMetricFamily(
+            "weir_pool_quarantined", "Refused by clients, not in effect.", labels=["pool", "what"]
+        )
+        issued = CounterMetricFamily(
+            "weir_reported_requests", "Requests as reported over LRS.", labels=["pool", "node"]
+        )
+        for pool, content in view["pools"].items():
+            for each in content["quarantined"]:
+                quarantined.add_metric([pool, each["what"]], 1)
+        for row in view["reports"]:
+            issued.add_metric([row["pool"], row["node"]], row["issued"])
+        yield from (quarantined, issued)
         problems = len(view["problems"])
         yield GaugeMetricFamily("weir_config_problems", "Manifests that are wrong now.", problems)
 

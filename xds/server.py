@@ -1,4 +1,4 @@
-"""The xDS port: ADS and the per-type services in both forms, health, plaintext or TLS.
+"""The xDS port: ADS, the per-type services in both forms, load reports, client status, health.
 
 What happens on a stream is in `xds.streams`. There is no reflection: nobody needs to ask an xDS
 server what it can do.
@@ -13,8 +13,10 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from xds import csds, lrs
 from xds.access import Grant
 from xds.latest import Latest
+from xds.loads import LoadReports
 from xds.security import Security
 from xds.snapshot import Snapshot, TypeUrl
 from xds.streams import DELTA, SOTW, Context, Form, Limits, XdsServer
@@ -48,12 +50,14 @@ def options(limits: Limits) -> list[tuple[str, int]]:
 
 
 @asynccontextmanager
-async def serving(
+async def serving(  # noqa: PLR0913 - each but two has a default
     snapshots: Latest[Snapshot],
     address: str,
+    *,
     security: Security | None = None,
     limits: Limits | None = None,
     grants: Sequence[Grant] = (),
+    reports: LoadReports | None = None,
 ) -> AsyncIterator[XdsServer]:
     """Serve `snapshots` on "host:port" until the block ends; port 0 takes a free one.
 
@@ -61,7 +65,10 @@ async def serving(
     """
     state = XdsServer(snapshots, security or Security(), limits or Limits(), grants)
     server = grpc.aio.server(options=options(state.limits))
-    server.add_generic_rpc_handlers(tuple(_handlers(state)))
+    reports = LoadReports() if reports is None else reports
+    server.add_generic_rpc_handlers(
+        (*_handlers(state), lrs.handler(state, reports), csds.handler(state))
+    )
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     try:

@@ -217,6 +217,13 @@ def bootstrap(xds_address: str, admin_port: int, node_id: str) -> str:
                 "cds_config": ads,
                 "lds_config": ads,
             },
+            "cluster_manager": {
+                "load_stats_config": {
+                    "api_type": "GRPC",
+                    "transport_api_version": "V3",
+                    "grpc_services": [{"envoy_grpc": {"cluster_name": "weir-xds"}}],
+                }
+            },
         },
         sort_keys=False,
     )

@@ -21,6 +21,10 @@ class Histogram:
         self.counts[bisect_left(BUCKETS, seconds)] += 1
         self.sum += seconds
 
+    def __add__(self, other: "Histogram") -> "Histogram":
+        counts = [one + two for one, two in zip(self.counts, other.counts, strict=True)]
+        return Histogram(counts, self.sum + other.sum)
+
 
 @dataclass(slots=True)
 class TypeTraffic:

@@ -7,6 +7,7 @@ from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 
 from xds import wire
 from xds.assignment import cluster_load_assignment
+from xds.court import Verdict
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Policy, Pool, Reachability, Share, Tier
 from xds.snapshot import TypeUrl
@@ -174,3 +175,97 @@ def test_a_bootstrap_knows_nothing_but_the_control_plane():
     assert config["node"]["id"] == "me"
     assert [cluster["name"] for cluster in config["static_resources"]["clusters"]] == ["weir-xds"]
     assert config["dynamic_resources"]["ads_config"]["api_type"] == "DELTA_GRPC"
+
+
+def verdict(type_url, accepted):
+    return Verdict(type_url, "d/p", "bad", accepted, 2, 3, "too heavy")
+
+
+def weights_in(snapshot):
+    message = ClusterLoadAssignment.parse(body(snapshot, TypeUrl.ENDPOINT, "d/p"))
+    return {
+        item.endpoint.address.socket_address.address: item.load_balancing_weight
+        for locality in message.endpoints
+        for item in locality.lb_endpoints
+    }
+
+
+def loaded(made, busy, now):
+    """The first endpoint so busy, for long enough that its weight changes."""
+    for second in range(20):
+        made.observe("10.0.0.1:80", Observation(Load(now + second, waiting=busy, running=9)))
+        made.observe("10.0.0.2:80", Observation(Load(now + second, waiting=0, running=1)))
+        made.weigh(now + second)
+    return made.snapshot(now + 20)
+
+
+def test_refused_weights_go_back_to_the_accepted_and_stay_until_the_pool_changes():
+    made = plane(pool())
+    good = made.snapshot(0.0)
+    accepted = good.get(TypeUrl.ENDPOINT, "d/p").version
+    bad = loaded(made, 50, 1.0)
+    assert weights_in(bad) != weights_in(good)
+    made.roll_back(verdict(TypeUrl.ENDPOINT, accepted))
+    assert weights_in(made.snapshot(22.0)) == weights_in(good)
+    assert made.quarantines("d/p")[0].what == "weights"
+    assert weights_in(loaded(made, 90, 30.0)) == weights_in(good), "quarantined"
+    made.configure({"d/p": pool(policy=Policy(hash_balance_factor=200))}, 60.0)
+    assert made.quarantines("d/p") == []
+    assert weights_in(loaded(made, 50, 61.0)) != weights_in(good)
+
+
+def test_a_rollback_never_raises_the_dead():
+    made = plane(pool(count=3))
+    accepted = made.snapshot(0.0).get(TypeUrl.ENDPOINT, "d/p").version
+    loaded(made, 50, 1.0)
+    made.roll_back(verdict(TypeUrl.ENDPOINT, accepted))
+    made.configure({"d/p": pool(count=2)}, 30.0)
+    assert set(weights_in(made.snapshot(30.0))) == {"10.0.0.1", "10.0.0.2"}
+
+
+def test_weights_that_nobody_remembers_go_back_to_equal_ones():
+    made = plane(pool())
+    loaded(made, 50, 1.0)
+    made.roll_back(verdict(TypeUrl.ENDPOINT, "never seen"))
+    assert set(weights_in(made.snapshot(22.0)).values()) == {100}
+
+
+def test_a_policy_on_trial_is_in_the_trials_snapshot_only():
+    made = plane(pool())
+    before = made.snapshot(0.0)
+    made.configure({"d/p": pool(policy=Policy(tier=Tier.WEIGHTS))}, 1.0)
+    stable, trial = made.snapshot(1.0), made.trial()
+    assert stable.types[TypeUrl.CLUSTER] is before.types[TypeUrl.CLUSTER]
+    assert trial.types[TypeUrl.CLUSTER] != stable.types[TypeUrl.CLUSTER]
+    assert trial.types[TypeUrl.ENDPOINT] is stable.types[TypeUrl.ENDPOINT]
+    made.trials.accept()
+    assert made.snapshot(2.0).types[TypeUrl.CLUSTER] == trial.types[TypeUrl.CLUSTER]
+
+
+def test_a_refused_policy_is_rolled_back_and_another_pools_is_not_touched():
+    made = plane(pool(), Pool("e/q", (member(9),)))
+    first = made.snapshot(0.0)
+    weights = Policy(tier=Tier.WEIGHTS)
+    made.configure({"d/p": pool(policy=weights), "e/q": Pool("e/q", (member(9),), weights)}, 1.0)
+    made.trials.accept()
+    made.trials.accept()
+    made.snapshot(1.0)
+    made.roll_back(verdict(TypeUrl.CLUSTER, "x"))
+    after = made.snapshot(2.0)
+    assert body(after, TypeUrl.CLUSTER, "d/p") == body(first, TypeUrl.CLUSTER, "d/p")
+    assert body(after, TypeUrl.CLUSTER, "e/q") != body(first, TypeUrl.CLUSTER, "e/q")
+    assert made.quarantines("e/q") == []
+
+
+def test_each_namespace_has_routes_of_its_own_that_name_nobody_else():
+    made = plane(pool(), Pool("e/q", (member(9),)))
+    snapshot = made.snapshot(0.0)
+    own = RouteConfiguration.parse(snapshot.tenants["e"][TypeUrl.ROUTE].by_name["weir"].body)
+    assert [host.name for host in own.virtual_hosts] == ["e/q"]
+    assert b"d/p" not in snapshot.tenants["e"][TypeUrl.CLUSTER].by_name["e/q"].body
+    assert set(snapshot.tenants["e"][TypeUrl.CLUSTER].by_name) == {"e/q", "weir-picker"}
+
+
+def test_no_pools_is_known_to_be_no_pools():
+    snapshot = plane().snapshot(0.0)
+    assert set(snapshot.types[TypeUrl.CLUSTER].by_name) == {"weir-picker"}

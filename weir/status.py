@@ -1,0 +1,176 @@
+"""`weir status` and `weir diff`: what the control plane knows, for people and for scripts."""
+
+import json
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+ADDRESS = click.option(
+    "--status",
+    "address",
+    default="127.0.0.1:18001",
+    show_default=True,
+    envvar="WEIR_STATUS",
+    help="Where `weir serve` has its /status.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+STYLES = {"SYNCED": "green", "STALE": "yellow", "NACKED": "red"}
+
+
+@click.command("status")
+@ADDRESS
+@JSON
+def status(address: str, *, as_json: bool) -> None:
+    """Pools, endpoints, and every proxy and picker: SYNCED, STALE or NACKED, by type.
+
+    Status 0 if all is well, 1 if a client refuses something, a policy or weights are in quarantine
+    or a manifest is wrong, 2 if the control plane does not answer.
+    """
+    view = _fetch(address)
+    if as_json:
+        click.echo(json.dumps(view, indent=2))
+    else:
+        console = Console()
+        for table in (_pools(view), _clients(view)):
+            console.print(table)
+        for line in _troubles(view):
+            console.print(f"[red]{line}[/red]")
+    if _troubles(view):
+        sys.exit(1)
+
+
+@click.command("diff")
+@click.argument("node")
+@ADDRESS
+@JSON
+def diff(node: str, address: str, *, as_json: bool) -> None:
+    """What a client has against what it should have, resource by resource.
+
+    NODE is its node id, as `weir status` shows it. Status 0 if it has everything, 1 if not, 2 if
+    there is no such client.
+    """
+    clients = [each for each in _fetch(address)["clients"] if each["node"] == node]
+    if not clients:
+        click.echo(f"Error: no client '{node}'; `weir status` lists those there are", err=True)
+        sys.exit(2)
+    rows = [row for client in clients for row in differences(client)]
+    if as_json:
+        click.echo(json.dumps(rows, indent=2))
+    elif not rows:
+        click.echo(f"{node} has everything that it should have")
+    else:
+        table = Table(title=node, title_justify="left")
+        for name in ("type", "resource", "has", "should have", "why"):
+            table.add_column(name, overflow="fold")
+        for row in rows:
+            table.add_row(
+                row["type"],
+                row["name"],
+                row["has"] or "-",
+                row["should_have"] or "-",
+                row["why"],
+            )
+        Console().print(table)
+    if rows:
+        sys.exit(1)
+
+
+def differences(client: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Resources of which a client has another version than it should, and why."""
+    rows = []
+    for kind, each in client["types"].items():
+        has, wanted, refuses = each["has"], each["should_have"], each["refuses"]
+        reason = client["refusals"].get(kind, {}).get("reason", "")
+        for name in sorted(has.keys() | wanted.keys()):
+            if has.get(name) == wanted.get(name):
+                continue
+            if name in refuses:
+                why = f"refused {refuses[name] or 'the removal'}: {reason or 'by its like'}"
+            elif name not in wanted:
+                why = "to be removed"
+            else:
+                why = "no answer yet" if name in has else "not sent, or no answer yet"
+            rows.append(
+                {
+                    "type": kind,
+                    "name": name,
+                    "has": has.get(name),
+                    "should_have": wanted.get(name),
+                    "why": why,
+                }
+            )
+    return rows
+
+
+def _fetch(address: str) -> Any:
+    try:
+        with urllib.request.urlopen(f"http://{address}/status", timeout=10) as response:
+            return json.load(response)
+    except (urllib.error.URLError, TimeoutError, ValueError) as error:
+        reason = getattr(error, "reason", error)
+        click.echo(
+            f"Error: no control plane at {address}: {reason}; say where with --status", err=True
+        )
+        sys.exit(2)
+
+
+def _pools(view: Mapping[str, Any]) -> Table:
+    table = Table(title="Pools", title_justify="left")
+    for name in ("pool", "policy", "endpoint", "weight", "priority", "queue", "KV", "load is"):
+        table.add_column(name)
+    for name, pool in view["pools"].items():
+        for number, each in enumerate(pool["endpoints"] or [{}]):
+            table.add_row(
+                name if not number else "",
+                pool["policy"] if not number else "",
+                each.get("endpoint", "no endpoints"),
+                _or_dash(each.get("weight")),
+                _or_dash(each.get("priority")),
+                _or_dash(each.get("waiting")),
+                _or_dash(each.get("kv_cache_usage"), "{:.0%}".format),
+                _or_dash(each.get("age_seconds"), "{:.1f} s old".format),
+            )
+    return table
+
+
+def _clients(view: Mapping[str, Any]) -> Table:
+    table = Table(title="Clients", title_justify="left")
+    for name in ("node", "identity", "type", "state", "last ACK", "sent", "bytes", "why"):
+        table.add_column(name, overflow="fold")
+    for client in view["clients"]:
+        for number, (kind, each) in enumerate(client["types"].items()):
+            state = each["state"]
+            table.add_row(
+                client["node"] if not number else "",
+                (client["identity"] or "-") if not number else "",
+                kind,
+                f"[{STYLES[state]}]{state}[/]",
+                _or_dash(each["ack_age_seconds"], "{:.1f} s ago".format),
+                str(each["sent"]),
+                str(each["bytes"]),
+                client["refusals"].get(kind, {}).get("reason", "")[:200],
+            )
+    return table
+
+
+def _troubles(view: Mapping[str, Any]) -> list[str]:
+    lines = [f"manifest refused: {problem}" for problem in view["problems"]]
+    for name, pool in view["pools"].items():
+        lines += [
+            f"{name}: {each['what']} in quarantine until it changes: {each['reason'][:200]}"
+            for each in pool["quarantined"]
+        ]
+    refusing = [client["node"] for client in view["clients"] if client["refusals"]]
+    if refusing:
+        lines.append(f"refusing something: {', '.join(refusing)}; see `weir diff NODE`")
+    return lines
+
+
+def _or_dash(value: Any, form: Callable[[Any], str] = str) -> str:
+    return "-" if value is None else form(value)
