@@ -42,6 +42,8 @@ def scoped(
     last_view: Snapshot | None = None,
 ) -> Snapshot:
     """What of `snapshot` the scope admits; unchanged types are taken from the last view."""
+    if scope == EVERYTHING:
+        return snapshot
     own: Mapping[str, Resources] = snapshot.tenants.get(scope.namespace or "", {})
     same_owners = last_whole is not None and last_whole.owners == snapshot.owners
     types = {}

@@ -94,6 +94,11 @@ class Session:
         """Has the client asked for one type only, as Istio's clusters do on their streams?"""
         return len(self.subscriptions) == 1
 
+    @property
+    def outstanding(self) -> bool:
+        """Is there a response that the client has not answered?"""
+        return any(each.outstanding for each in self.subscriptions.values())
+
     def next(self, snapshot: Snapshot) -> Response | None:
         """The first thing that is due now; it counts as sent."""
         if self.alone:  # there is no order to keep

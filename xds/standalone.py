@@ -102,6 +102,10 @@ from envoy_data_plane.envoy.extensions.load_balancing_policies.override_host.v3 
     OverrideHost,
     OverrideHostOverrideHostSource,
 )
+from envoy_data_plane.envoy.extensions.load_balancing_policies.ring_hash.v3 import (
+    RingHash,
+    RingHashHashFunction,
+)
 from envoy_data_plane.envoy.extensions.load_balancing_policies.round_robin.v3 import RoundRobin
 from envoy_data_plane.envoy.extensions.retry.host.previous_hosts.v3 import (
     PreviousHostsPredicate,
@@ -376,7 +380,9 @@ def _cluster(pool: Pool) -> Cluster:
         type=ClusterDiscoveryType.EDS,
         eds_cluster_config=ClusterEdsClusterConfig(eds_config=_ads(), service_name=pool.name),
         connect_timeout=CONNECT_TIMEOUT,
-        load_balancing_policy=LoadBalancingPolicy(policies=[_policy(pool.policy)]),
+        load_balancing_policy=LoadBalancingPolicy(
+            policies=[_policy(pool.policy), _for_grpc_clients()]
+        ),
         common_lb_config=ClusterCommonLbConfig(healthy_panic_threshold=Percent(value=0.0)),
         circuit_breakers=_unlimited(),
     )
@@ -410,6 +416,13 @@ def _policy(policy: Policy) -> LoadBalancingPolicyPolicy:
             fallback_policy=LoadBalancingPolicy(policies=[affinity]),
         ),
     )
+
+
+def _for_grpc_clients() -> LoadBalancingPolicyPolicy:
+    """A client takes the first policy that it knows. gRPC's own knows neither override_host nor
+    maglev, refuses a cluster that has none that it knows, and honours our weights under this one.
+    """
+    return _extension("ring_hash", RingHash(hash_function=RingHashHashFunction.XX_HASH))
 
 
 def _extension(name: str, config: object) -> LoadBalancingPolicyPolicy:

@@ -3,9 +3,9 @@
 A stream is two halves over one `Session`. The reader applies requests; the writer sends what is
 due when a request made it so, or when a snapshot came that concerns the client. Nothing is queued:
 a client that does not read costs one outstanding response a type, and gets the newest state when it
-reads again; one that takes nothing for `send_timeout_seconds` is cut off. Changes are handed out a
-bounded number at a time, and first answers to new streams at a bounded rate, so that neither a push
-to thousands nor their coming back at once keeps the others waiting.
+reads again; one that takes or answers nothing for `send_timeout_seconds` is cut off. Changes are
+handed out a bounded number at a time, and first answers to new streams at a bounded rate, so that
+neither a push to thousands nor their coming back at once keeps the others waiting.
 
 A stream ends when the client is gone or the server stops; grpc.aio shows both as the end of what
 can be read, or as `CancelledError`, which passes through. We end one ourselves when it is too old
@@ -83,7 +83,7 @@ class Limits:
     message_bytes: int = 4 << 20
     first_answers_per_second: float = 2_000.0
     pushes_in_preparation: int = 1_000
-    send_timeout_seconds: float = 20.0
+    send_timeout_seconds: float = 30.0
     stream_age_seconds: float = 1800.0
 
 
@@ -92,7 +92,8 @@ class _Stream:
     session: Session
     task: "asyncio.Task[Any] | None"
     ready: asyncio.Event = field(default_factory=asyncio.Event)
-    writing_since: float | None = None
+    writing: bool = False
+    writing_since: float | None = None  # the last response
     over: bool = False
     verdict: tuple[grpc.StatusCode, str] | None = None  # why we end it, if we do
 
@@ -188,14 +189,19 @@ class XdsServer:
                 wake()
 
     async def cut_off(self) -> None:
-        """End the streams of clients that take nothing."""
+        """End the streams of clients that take nothing, or take it and never answer.
+
+        gRPC's buffers hide the one from us until they are full, so both are one to us.
+        """
         limit = self.limits.send_timeout_seconds
         while True:
             await asyncio.sleep(limit / 10)
             late = self.clock() - limit
             for stream in self._streams:
                 since = stream.writing_since
-                if since is not None and since < late and stream.task is not None:
+                if since is None or since > late or stream.task is None:
+                    continue
+                if stream.writing or stream.session.outstanding:
                     stream.end(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
                     stream.task.cancel()
 
@@ -256,9 +262,9 @@ class XdsServer:
             while (response := session.next(self.view(session))) is not None:
                 payload = form.encode(response)
                 self._book(session, response.type_url, len(payload))
-                stream.writing_since = self.clock()
+                stream.writing, stream.writing_since = True, self.clock()
                 await context.write(payload)
-                stream.writing_since = None
+                stream.writing = False
                 if session.alone:
                     break  # one type has one response outstanding, which is this one
             self._prepared(stream)
