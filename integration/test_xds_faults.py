@@ -1,4 +1,4 @@
-"""What can happen to an xDS server, under traffic: no request fails, and everybody is served again."""
+"""What can happen to an xDS server, under traffic: no request fails, all are served again."""
 
 import asyncio
 import json
@@ -141,4 +141,4 @@ async def test_two_thousand_streams_come_back_at_once_and_none_is_refused(tmp_pa
             figures = json.loads(line.partition(" ")[2])
             assert figures["refused"] == 0
             assert figures["served"] == STORM
-            print(f"a storm of {STORM} streams: all served again after {figures['seconds']} s")
+            assert figures["seconds"] < 4, "go-control-plane: 1.9 to 3.2"

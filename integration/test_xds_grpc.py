@@ -9,7 +9,12 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import grpc
 import grpc.aio
 import pytest
-from envoy_data_plane.envoy.config.cluster.v3 import Cluster
+from envoy_data_plane.envoy.config.cluster.v3 import (
+    Cluster,
+    LoadBalancingPolicy,
+    LoadBalancingPolicyPolicy,
+)
+from envoy_data_plane.envoy.config.core.v3 import TypedExtensionConfig
 from envoy_data_plane.envoy.config.listener.v3 import ApiListener, Listener
 from envoy_data_plane.envoy.config.route.v3 import (
     Route,
@@ -23,9 +28,11 @@ from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager.v
     HttpConnectionManager,
     HttpFilter,
 )
+from envoy_data_plane.envoy.extensions.load_balancing_policies.round_robin.v3 import RoundRobin
+from envoy_data_plane.envoy.extensions.load_balancing_policies.wrr_locality.v3 import WrrLocality
 from envoy_data_plane.google.protobuf import Any
 
-from integration.proxy import NAME, eds_cluster, serialised, source
+from integration.proxy import NAME
 from weir.stack import wait_until
 from xds.latest import Latest
 from xds.pool import Policy, Pool, Tier
@@ -34,26 +41,21 @@ from xds.server import serving
 from xds.snapshot import Snapshot, TypeUrl
 from xds.standalone import Standalone, resources
 
-WRR_LOCALITY = {
-    "name": "envoy.load_balancing_policies.wrr_locality",
-    "typed_config": {
-        "@type": "type.googleapis.com/envoy.extensions.load_balancing_policies."
-        "wrr_locality.v3.WrrLocality",
-        "endpoint_picking_policy": {
-            "policies": [
-                {
-                    "typed_extension_config": {
-                        "name": "envoy.load_balancing_policies.round_robin",
-                        "typed_config": {
-                            "@type": "type.googleapis.com/envoy.extensions."
-                            "load_balancing_policies.round_robin.v3.RoundRobin"
-                        },
-                    }
-                }
-            ]
-        },
-    },
-}
+
+def by_locality():
+    """A cluster whose policy follows locality weights."""
+    inner = TypedExtensionConfig(name="round_robin", typed_config=Any.pack(RoundRobin()))
+    outer = WrrLocality(
+        endpoint_picking_policy=LoadBalancingPolicy(
+            policies=[LoadBalancingPolicyPolicy(typed_extension_config=inner)]
+        )
+    )
+    policy = TypedExtensionConfig(name="wrr_locality", typed_config=Any.pack(outer))
+    cluster = Cluster.parse(ours(Tier.WEIGHTS))
+    cluster.load_balancing_policy = LoadBalancingPolicy(
+        policies=[LoadBalancingPolicyPolicy(typed_extension_config=policy)]
+    )
+    return bytes(cluster)
 
 
 def listener():
@@ -160,7 +162,7 @@ async def client(directory, xds_port):
 
 
 async def test_locality_weights_are_followed(tmp_path):
-    cluster = serialised(eds_cluster(source("ads"), policy=WRR_LOCALITY))
+    cluster = by_locality()
     async with backend() as (one, _), backend() as (two, _):
         assigned = assignment(("a", 0, 1, {one: 1}), ("b", 0, 3, {two: 1}))
         async with (
@@ -176,7 +178,7 @@ async def test_locality_weights_are_followed(tmp_path):
 
 @pytest.mark.parametrize("tier", [Tier.PICK, Tier.AFFINITY])
 async def test_our_own_cluster_is_accepted_and_endpoint_weights_are_followed(tmp_path, tier):
-    """override_host and maglev are unknown to it: it takes the ring_hash that we list after them."""
+    """override_host and maglev are unknown to it: it takes the ring_hash listed after them."""
     async with backend() as (one, _), backend() as (two, _):
         snapshots = Latest(world(ours(tier), assignment(("a", 0, 1, {one: 1, two: 3}))))
         async with (

@@ -12,6 +12,7 @@ from random import Random
 import structlog
 
 from picker.pools import Pools
+from picker.reports import report
 from picker.server import Picker, serving
 from xds.client import PLAINTEXT, Credentials, Link, follow
 
@@ -38,9 +39,11 @@ async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
         feed = tasks.create_task(
             follow(options.xds, options.node, pools.feeds(), Link(), options.credentials)
         )
+        reports = tasks.create_task(report(options.xds, options.node, picker, options.credentials))
         gc.collect()
         gc.freeze()  # what is here now stays: no collection need look at it again
         log.info("picking", listen=port, xds=options.xds)
         await stopping.wait()
         log.info("draining", **{key.replace(" ", "_"): n for key, n in picker.counts.items()})
         feed.cancel()
+        reports.cancel()

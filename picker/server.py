@@ -24,6 +24,7 @@ from picker.exchange import Exchange, Phase, ProtocolError
 from picker.pools import Pools
 from picker.profile import NoEndpoint
 from picker.request import Request, from_body, from_headers
+from xds.pool import EndpointId, PoolName
 
 SERVICE = "envoy.service.ext_proc.v3.ExternalProcessor"
 POOL, DIGESTS = "x-weir-pool", "x-weir-digests"
@@ -53,6 +54,8 @@ class Picker:
         self._rng = rng
         self._default_pool = default_pool
         self.counts: Counter[str] = Counter()  # outcome → streams
+        self.picks: Counter[tuple[PoolName, EndpointId]] = Counter()
+        self.unserved: Counter[PoolName] = Counter()  # no endpoint would do
 
     async def process(self, _: object, context: Context) -> bytes:
         """One stream."""
@@ -90,12 +93,14 @@ class Picker:
             pick = state.pick(_request(exchange), self._clock(), self._rng, exchange.subset)
         except NoEndpoint:
             self.counts["no endpoint"] += 1
+            self.unserved[name] += 1
             return [reply.unavailable(f"pool {name} has no endpoint for this request")]
         except Exception:
             self.counts["failed"] += 1
             log.exception("a pick failed; the request goes on without one", pool=name)
             return exchange.answers(None)
         self.counts["picked"] += 1
+        self.picks[name, pick.endpoint] += 1
         return exchange.answers(pick.endpoint)
 
 

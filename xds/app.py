@@ -1,8 +1,9 @@
 """`weir serve`: the control plane's edges, wired together in one task group.
 
     file source ─► Latest[pools] ─► configure ┐
-    scraper ──────────────────────► observe   ├─► Plane ─► Latest[Snapshot] ─► ADS server
-    clock ────────────────────────► weigh     ┘
+    scraper ──────────────────────► observe   ├─► Plane ─► Latest[Snapshot] ─► xDS server
+    clock ────────────────────────► weigh     ┘     ▲                             │
+                                                    └── trials, verdicts ─────────┘
 
 All of the plane's methods are called from this one loop, so nothing is locked. Snapshots are
 published at most every `COALESCE_SECONDS`: a burst of scrapes costs one push. SIGTERM ends the

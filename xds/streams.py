@@ -299,7 +299,7 @@ class XdsServer:
                 peer=session.peer,
                 type=kind,
                 blamed=sorted(session.subscriptions[kind].blamed),
-                reason=request.error,
+                reason=_shortened(request.error or ""),
             )
             self._judge(session, kind, request.error or "")
         if request.asked:
@@ -316,7 +316,6 @@ class XdsServer:
                 resource=verdict.name,
                 refusing=verdict.refusing,
                 clients=verdict.clients,
-                reason=reason,
             )
             if self.on_verdict is not None:
                 self.on_verdict(verdict)
@@ -399,3 +398,9 @@ class XdsServer:
         self.traffic.turned_away[code.name] += 1
         log.warning("turned away", peer=context.peer(), status=code.name, reason=reason)
         await context.abort(code, reason)
+
+
+def _shortened(reason: str) -> str:
+    """For a log line: Envoy quotes the whole resource, with what is wrong at the end."""
+    words = " ".join(reason.split())
+    return words if len(words) <= 400 else f"{words[:100]} […] {words[-300:]}"

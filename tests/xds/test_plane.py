@@ -269,3 +269,10 @@ def test_each_namespace_has_routes_of_its_own_that_name_nobody_else():
 def test_no_pools_is_known_to_be_no_pools():
     snapshot = plane().snapshot(0.0)
     assert set(snapshot.types[TypeUrl.CLUSTER].by_name) == {"weir-picker"}
+
+
+def test_an_endpoint_of_two_pools_is_in_both_and_its_load_is_news_for_both():
+    made = plane(pool("d/a"), pool("d/b", count=1))
+    before = made.snapshot(0.0)
+    made.observe("10.0.0.1:80", Observation(Load(1.0, waiting=3), Reachability.ANSWERING))
+    assert made.snapshot(1.5).changed(before) == {TypeUrl.POOL_LOAD: {"d/a", "d/b"}}

@@ -17,6 +17,7 @@ deeds = st.lists(
         st.tuples(st.just("answer"), st.booleans()),
         st.tuples(st.just("push"), st.none()),
         st.tuples(st.just("reconnect"), st.none()),
+        st.tuples(st.just("nonsense"), st.sampled_from(["", "0", "7", "another stream's"])),
     ),
     max_size=40,
 )
@@ -36,12 +37,23 @@ class Twin:
         made = SotwSubscription if self.form == "sotw" else DeltaSubscription
         self.machine, self.unanswered = made(self.type_url), None
         self.refused.clear()
+        self.sent, self.refusals = {}, 0  # versions on this stream; refusals of several at once
         self.nonce = ""
         if self.form == "sotw":
             self.machine.request(SotwRequest(names=self.asked()))
         else:
             kept = {name: self.versions[name] for name in self.has}
             self.machine.request(DeltaRequest(subscribe=self.asked(), initial_versions=kept))
+
+    def nonsense(self, nonce):
+        """Answers to what was never sent, or was answered long ago, some of them refusals."""
+        if nonce == (self.unanswered.nonce if self.unanswered else self.nonce):
+            return  # that would be a proper answer
+        error = "no" if nonce == "7" else None
+        if self.form == "delta":
+            self.machine.request(DeltaRequest(nonce=nonce, error=error))
+        elif nonce:
+            self.machine.request(SotwRequest(["nobody"], "x", nonce, error))
 
     def asked(self):
         return ["*"] if self.wildcard else sorted(self.names)
@@ -55,6 +67,7 @@ class Twin:
             self.has.pop(name, None)
         for name in gone | fresh:
             self.refused.pop(name, None)
+            self.sent.pop(name, None)
         if self.form == "delta":
             self.machine.request(DeltaRequest(subscribe=fresh, unsubscribe=gone))
         elif self.unanswered is None:
@@ -70,6 +83,14 @@ class Twin:
         due = [r for r in response.resources if self.refused.get(r.name) == r.version]
         if self.form == "delta" or not self.wildcard:
             assert not due, "refused bytes were offered again"
+        for resource in response.resources:
+            twice = self.sent.get(resource.name) == resource.version
+            alone_now = self.refusals and len(response.resources) == 1
+            listed = self.form == "sotw" and self.wildcard
+            assert listed or alone_now or not twice, "sent twice for one version"
+            self.sent[resource.name] = resource.version
+        for name in response.removed:
+            self.sent.pop(name, None)
         self.unanswered = response
         return True
 
@@ -89,11 +110,14 @@ class Twin:
             for name in response.removed:
                 self.has.pop(name, None)
         else:
-            self.refused |= {
+            new = {
                 r.name: r.version
                 for r in response.resources
                 if self.versions.get(r.name) != r.version or r.name not in self.has
             }
+            if len(new) == 1:  # else each is offered once more, alone
+                self.refused |= new
+            self.refusals += len(new) > 1
         error = None if accept else "no"
         if self.form == "sotw":
             self.machine.request(SotwRequest(self.asked(), response.version, self.nonce, error))
@@ -116,6 +140,8 @@ def live(form, kind, wildcard, history, final):
                 twin.push()
             case "reconnect":
                 twin.connect()
+            case "nonsense":
+                twin.nonsense(argument)
     # From here on the client accepts everything, and what it refused has changed.
     twin.answer(True)
     bodies = {name: f"final {text}".encode() for name, text in final.items()}

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from weir.bench import filter as digest_filter
+from weir.bench import freshness
 from weir.bench import picker as pickers
 from weir.bench import xds as pushes
 from weir.demo import machine
@@ -89,6 +90,7 @@ def xds(json_path: Path | None) -> None:
     bare grpc.aio server that pushes the same bytes and knows no protocol, in turn with it.
     """
     rows = _measured(pushes.measure)
+    seconds = sorted(_measured(freshness.measure))
     build = pushes.build_ms()
     table = Table(title="A push, beside a bare server (ours / bare)", title_justify="left")
     for name in ("streams a connection", "changed pools", "streams", "CPU µs a stream", "ratio"):
@@ -136,11 +138,14 @@ def xds(json_path: Path | None) -> None:
             for row in rows
         ],
         "assignment_of_5000_ms": build,
+        "page_to_weight_seconds": seconds,
     }
     notes = (
         f"bars, where all are concerned: CPU ratio {pushes.CPU_BAR}, last ACK {pushes.ACK_BAR}",
         f"memory: {pushes.MEMORY_BAR_KIB:.0f} KiB a stream above the bare server's",
         f"serialisations of a version: {max(row.ours.framings for row in rows)}",
+        "from a changed metrics page to a changed weight in Envoy, seconds: "
+        + " ".join(f"{each:.2f}" for each in seconds),
         f"an assignment of 5,000 endpoints: {build:.1f} ms (bar {pushes.BUILD_BAR_MS:.0f})",
     )
     _finish(table, figures, json_path, notes, all_met=pushes.all_met(rows, build))

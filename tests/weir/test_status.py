@@ -1,0 +1,113 @@
+import json
+import subprocess
+import sys
+import threading
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from weir.status import differences
+
+CLIENT = {
+    "node": "envoy-1",
+    "identity": "team/proxy",
+    "types": {
+        "ClusterLoadAssignment": {
+            "state": "NACKED",
+            "ack_age_seconds": 1.5,
+            "sent": 3,
+            "bytes": 300,
+            "has": {"a": "1", "b": "1", "gone": "1"},
+            "should_have": {"a": "1", "b": "2", "new": "1"},
+            "refuses": {"b": "2"},
+        }
+    },
+    "refusals": {"ClusterLoadAssignment": {"version": "2", "reason": "b: too heavy"}},
+}
+VIEW = {
+    "pools": {
+        "team/b": {
+            "policy": "pick",
+            "quarantined": [{"what": "weights", "reason": "b: too heavy"}],
+            "endpoints": [{"endpoint": "10.0.0.1:80", "weight": 100, "priority": 0}],
+        }
+    },
+    "clients": [CLIENT],
+    "problems": [],
+}
+WELL = {"pools": {}, "clients": [CLIENT | {"types": {}, "refusals": {}}], "problems": []}
+
+
+def test_differences_say_what_is_there_what_should_be_and_why():
+    rows = {
+        row["name"]: (row["has"], row["should_have"], row["why"]) for row in differences(CLIENT)
+    }
+    assert rows == {
+        "b": ("1", "2", "refused 2: b: too heavy"),
+        "gone": ("1", None, "to be removed"),
+        "new": (None, "1", "not sent, or no answer yet"),
+    }
+
+
+@contextmanager
+def control_plane(view):
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps(view).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def weir(*arguments):
+    command = [sys.executable, "-m", "weir", *arguments]
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=30, check=False, env={"COLUMNS": "200"}
+    )
+
+
+def test_status_shows_each_client_by_type_and_fails_where_something_is_refused():
+    with control_plane(VIEW) as address:
+        ended = weir("status", "--status", address)
+    assert ended.returncode == 1
+    for words in ("envoy-1", "team/proxy", "NACKED", "1.5 s ago", "b: too heavy", "10.0.0.1:80"):
+        assert words in ended.stdout
+    assert "team/b: weights in quarantine until it changes" in ended.stdout
+
+
+def test_status_of_a_plane_that_is_well_is_a_success_and_json_is_the_whole_view():
+    with control_plane(WELL) as address:
+        assert weir("status", "--status", address).returncode == 0
+        ended = weir("status", "--status", address, "--json")
+    assert json.loads(ended.stdout) == WELL
+
+
+def test_diff_lists_differences_and_its_status_says_whether_there_are_any():
+    with control_plane(VIEW) as address:
+        ended = weir("diff", "envoy-1", "--status", address, "--json")
+        assert ended.returncode == 1
+        assert [row["name"] for row in json.loads(ended.stdout)] == ["b", "gone", "new"]
+        assert "to be removed" in weir("diff", "envoy-1", "--status", address).stdout
+        unknown = weir("diff", "nobody", "--status", address)
+    assert unknown.returncode == 2
+    assert "no client 'nobody'" in unknown.stderr
+    with control_plane(WELL) as address:
+        ended = weir("diff", "envoy-1", "--status", address)
+    assert (ended.returncode, "has everything" in ended.stdout) == (0, True)
+
+
+@pytest.mark.parametrize("command", [("status",), ("diff", "x")])
+def test_a_control_plane_that_is_away_is_status_2_and_says_where_it_looked(command):
+    ended = weir(*command, "--status", "127.0.0.1:1")
+    assert ended.returncode == 2
+    assert "no control plane at 127.0.0.1:1" in ended.stderr
