@@ -63,12 +63,12 @@ async def report(
     """Report until cancelled; a control plane that is away, or does not want it, costs a retry."""
     ledger = Ledger(picker)
     while True:
-        async with credentials.channel(address) as channel:
-            await channel.channel_ready()
-            try:
+        try:
+            async with credentials.channel(address) as channel:
+                await channel.channel_ready()
                 await _stream(channel, node, ledger, credentials)
-            except grpc.aio.AioRpcError as error:
-                log.debug("reports interrupted", reason=error.details())
+        except (grpc.aio.AioRpcError, OSError) as error:
+            log.debug("reports interrupted", reason=str(error))
         await asyncio.sleep(RETRY_SECONDS)
 
 

@@ -31,6 +31,7 @@ OPTIONS = [
     ("grpc.use_local_subchannel_pool", 1),
 ]
 RETRY_SECONDS = 0.2
+CONNECT_SECONDS = 10.0
 INVALID_ARGUMENT = 3
 
 Apply: TypeAlias = Callable[[str, bytes], None]  # name, body; raises MalformedResource
@@ -133,20 +134,26 @@ async def follow(
 ) -> None:
     """Keep `feeds` up to date from the control plane at "host:port" until cancelled.
 
-    Raises `OSError` where a credential cannot be read at the start.
+    Credentials that cannot be read, or are not let in, are logged and tried again.
     """
     by_type = {feed.type_url: feed for feed in feeds}
     while True:
-        # A channel a certificate: a renewed one is used from the next lost stream on.
-        async with credentials.channel(address) as channel:
-            await channel.channel_ready()
-            try:
+        try:
+            # A channel a stream: a renewed certificate is used from the next one on.
+            async with credentials.channel(address) as channel:
+                async with asyncio.timeout(CONNECT_SECONDS):
+                    await channel.channel_ready()
                 await _stream(channel, node, by_type, link, credentials.metadata())
-                reason = "the control plane closed the stream"
-            except grpc.aio.AioRpcError as error:
-                reason = error.details() or error.code().name
+            reason = "the control plane closed the stream"
+        except TimeoutError:
+            reason = f"no connection to {address} within {CONNECT_SECONDS:.0f} s"
+        except OSError as error:
+            reason = f"{error.filename}: {error.strerror}"
+        except grpc.aio.AioRpcError as error:
+            reason = error.details() or error.code().name
         if link.connected or reason != link.problem:
             log.warning("control plane away; carrying on with what is known", reason=reason)
+        if link.connected:
             link.connected, link.lost_at = False, asyncio.get_running_loop().time()
         link.problem = reason
         await asyncio.sleep(RETRY_SECONDS)

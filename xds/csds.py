@@ -12,6 +12,7 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from google.protobuf.message import DecodeError
 
 from xds.access import EVERYTHING, Denied, Identity, Node, scope_of
 from xds.proto.envoy.admin.v3 import config_dump_shared_pb2 as shared
@@ -38,17 +39,16 @@ def handler(server: XdsServer) -> grpc.GenericRpcHandler:
         identity = await identified(context)
         try:
             return client_status(server, identity, raw).SerializeToString()
-        except Denied as error:
+        except (Denied, DecodeError) as error:
             await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
             raise
 
     async def stream(_: object, context: Context) -> None:
-        identity = await identified(context)
         while True:
             raw: Any = await context.read()
             if raw is grpc.aio.EOF:
                 return
-            await context.write(client_status(server, identity, raw).SerializeToString())
+            await context.write(await fetch(raw, context))
 
     methods: dict[str, Any] = {
         "FetchClientStatus": grpc.unary_unary_rpc_method_handler(fetch),
@@ -60,7 +60,7 @@ def handler(server: XdsServer) -> grpc.GenericRpcHandler:
 def client_status(
     server: XdsServer, identity: Identity | None, raw: bytes
 ) -> csds_pb2.ClientStatusResponse:
-    """Node matchers of the request are honoured by exact id only. Raises `Denied`."""
+    """Node matchers are honoured by exact id only. Raises `Denied`, `DecodeError`."""
     request = csds_pb2.ClientStatusRequest.FromString(raw)
     scope = scope_of(identity, Node.of(request.node), server.grants)
     ids = {matcher.node_id.exact for matcher in request.node_matchers if matcher.node_id.exact}

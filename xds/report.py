@@ -154,7 +154,7 @@ def _subscription(
     known = snapshot.types.get(type_url)
     if subscription.refusal is not None:
         state = "NACKED"
-    elif subscription.settled(known):
+    elif subscription.settled(known) and not subscription.refused:  # nor held back
         state = "SYNCED"
     else:
         state = "STALE"

@@ -287,6 +287,8 @@ class XdsServer:
             session.scope = scope_of(session.identity, session.node, self.grants)
         kind = type_url or message.type_url
         request = form.request(message)
+        known = session.subscriptions.get(kind)
+        interest = None if known is None else known.interest
         outcome = form.apply(session, kind, request)
         self.roster.note(session, kind)
         if outcome is Outcome.ACKED:
@@ -302,7 +304,7 @@ class XdsServer:
                 reason=_shortened(request.error or ""),
             )
             self._judge(session, kind, request.error or "")
-        if request.asked:
+        if session.subscriptions[kind].interest != interest:
             self._check(stream, kind, request)
 
     def _judge(self, session: Session, kind: str, reason: str) -> None:

@@ -131,9 +131,6 @@ class Subscription(ABC):
         """Versions that NACKs stand against; `GONE` for a removal."""
         return self._refused
 
-    def wants(self, name: ResourceName) -> bool:
-        return self.wildcard or name in self.names
-
     def wanted(self, known: Resources | None) -> Mapping[ResourceName, Version]:
         """What of `known` the client should have."""
         return {} if known is None else {each.name: each.version for each in self._wanted(known)}

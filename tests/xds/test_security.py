@@ -7,11 +7,12 @@ import grpc.aio
 import pytest
 
 from tests.certificates import Authority
-from tests.xds.talk import ack, ask, delta, ended, read, until
+from tests.xds.talk import ack, ask, delta, ended, read, sotw, until
 from tests.xds.test_server import Known
 from xds.access import Grant
 from xds.client import Credentials, Link, follow
 from xds.latest import Latest
+from xds.proto.envoy.service.discovery.v3 import discovery_pb2
 from xds.security import Security, SecurityError, StaticTokens, read_grants
 from xds.server import serving
 from xds.snapshot import Snapshot, TypeUrl
@@ -206,6 +207,46 @@ def test_wrong_files_name_themselves_and_never_a_token(tmp_path):
     path.write_text("- {pools: 3}\n")
     with pytest.raises(SecurityError, match=r"tokens.yaml: \[0\].pools"):
         read_grants(path)
+
+
+async def test_a_foreign_name_is_counted_when_it_is_asked_for_and_not_with_every_answer(authority):
+    async with (
+        mutual(authority) as (server, snapshots),
+        channel(server, authority, authority.issue("proxy", spiffe=TEAM)) as opened,
+    ):
+        call = sotw(opened)
+        request = discovery_pb2.DiscoveryRequest(
+            type_url=ENDPOINT, resource_names=["team/a", "other/b"]
+        )
+        await call.write(request)
+        for text in "23":
+            request.response_nonce = (await read(call)).nonce
+            await call.write(request)
+            snapshots.publish(world(text, snapshots.value))
+        await read(call)
+        assert server.traffic.out_of_scope == 1
+
+
+async def test_our_client_says_why_it_is_not_let_in_and_comes_in_when_it_may(authority):
+    link, known = Link(), Known()
+    missing = authority.ca.with_name("not-there.pem")
+    snapshots = Latest(Snapshot.of({TypeUrl.POOL: {"team/a": b"1"}}, None, {"team/a": "team/a"}))
+    certificate, key = authority.issue("server")
+    security = Security(certificate, key, authority.ca)
+    async with serving(snapshots, "127.0.0.1:0", security=security) as server:
+        own, own_key = authority.issue("picker", spiffe=TEAM)
+        own.rename(missing)
+        credentials = Credentials(authority.ca, own, own_key)
+        task = asyncio.create_task(
+            follow(f"localhost:{server.port}", "picker", [known.feed], link, credentials)
+        )
+        try:
+            await until(lambda: link.problem == f"{own}: No such file or directory")
+            missing.rename(own)
+            await until(lambda: known.bodies == {"team/a": b"1"})
+        finally:
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 async def test_our_own_client_shows_its_certificate(authority):
