@@ -19,6 +19,8 @@ from xds.proto.envoy.service.load_stats.v3 import lrs_pb2
 
 METHOD = "/envoy.service.load_stats.v3.LoadReportingService/StreamLoadStats"
 RETRY_SECONDS = 1.0
+# To write to a call that has ended meanwhile is a mistake of state to grpc.aio, not of the call.
+INTERRUPTED = (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError, OSError)
 
 log = structlog.get_logger()
 
@@ -67,7 +69,7 @@ async def report(
             async with credentials.channel(address) as channel:
                 await channel.channel_ready()
                 await _stream(channel, node, ledger, credentials)
-        except (grpc.aio.AioRpcError, OSError) as error:
+        except INTERRUPTED as error:
             log.debug("reports interrupted", reason=str(error))
         await asyncio.sleep(RETRY_SECONDS)
 
