@@ -40,6 +40,16 @@ class Pick:
     endpoint: EndpointId
     cached: float
     candidates: int
+    captured: bool = False
+
+    @property
+    def destination(self) -> str:
+        """What the proxy is told. It looks for a host of just this name, and a Pod that ztunnel
+        captured has an internal address there: both are named, and the proxy takes the one it has.
+        """
+        if not self.captured:
+            return self.endpoint
+        return f"{self.endpoint},envoy://connect_originate/{self.endpoint}"
 
 
 class NoEndpoint(LookupError):
@@ -99,19 +109,19 @@ class PoolState:
         # JSON spells a prompt a little longer than it is: the share is what carries over.
         share = work.prompt / request.prompt_bytes if request.prompt_bytes else 0.0
         typical = self._typical(members, now)
-        best: list[tuple[EndpointId, Standing]] = []
+        best: list[tuple[Member, Standing]] = []
         lowest = float("inf")
         for member in members:
             cached = min(matched.get(member.endpoint, 0) * share, work.prompt)
             standing = self._standing(member, cached, request.model, typical, now)
             cost = endpoint_cost(work, standing, self._k)
             if cost < lowest:
-                lowest, best = cost, [(member.endpoint, standing)]
+                lowest, best = cost, [(member, standing)]
             elif cost == lowest:
-                best.append((member.endpoint, standing))
-        endpoint, standing = best[0] if len(best) == 1 else rng.choice(best)
-        self._take(endpoint, request, work, standing, now)
-        return Pick(endpoint, standing.cached, len(members))
+                best.append((member, standing))
+        chosen, standing = best[0] if len(best) == 1 else rng.choice(best)
+        self._take(chosen.endpoint, request, work, standing, now)
+        return Pick(chosen.endpoint, standing.cached, len(members), chosen.captured)
 
     def _standing(
         self, member: Member, cached: float, model: str, typical: tuple[float, float], now: float

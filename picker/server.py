@@ -101,7 +101,7 @@ class Picker:
             return exchange.answers(None)
         self.counts["picked"] += 1
         self.picks[name, pick.endpoint] += 1
-        return exchange.answers(pick.endpoint)
+        return exchange.answers(pick.destination)
 
 
 def _request(exchange: Exchange) -> Request:

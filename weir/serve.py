@@ -40,6 +40,11 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     "--picker", default="127.0.0.1:9002", show_default=True, help="Where Envoy finds the picker."
 )
 @click.option("--with-picker", is_flag=True, help="Run the picker too, in this process.")
+@click.option(
+    "--istio-domain",
+    default="",
+    help="Answer for istiod's clusters of each pool too, in this mesh domain (cluster.local).",
+)
 @click.option("--access-log", help="Where Envoy is told to write a JSON line a request.")
 @click.option(
     "--body-mode",
@@ -69,6 +74,7 @@ def command(  # noqa: PLR0913 - its options
     grants: Path | None,
     proxy_listen: str,
     picker: str,
+    istio_domain: str,
     access_log: str | None,
     body_mode: str,
     filters: str,
@@ -109,6 +115,7 @@ def command(  # noqa: PLR0913 - its options
         ),
         Security(tls_cert, tls_key, client_ca, StaticTokens(tokens) if tokens else None),
         grants=read_grants(grants) if grants else (),
+        istio_domain=istio_domain,
     )
 
     async def main(stopping: asyncio.Event) -> None:

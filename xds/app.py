@@ -53,6 +53,7 @@ class ServeOptions:
     security: Security = field(default_factory=Security)
     limits: Limits = field(default_factory=Limits)
     grants: tuple[Grant, ...] = ()
+    istio_domain: str = ""  # of the mesh whose clusters are answered for; none without
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
@@ -102,7 +103,7 @@ class _Line:
 
     def __init__(self, options: ServeOptions) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.directory = Directory(options.config)
+        self.directory = Directory(options.config, options.istio_domain)
         self.pools: Latest[Mapping[PoolName, Pool]] = Latest(self.directory.pools)
         self.plane = Plane(options.standalone)
         self.reports = LoadReports()
@@ -139,7 +140,8 @@ class _Line:
     async def _reconfigure(self) -> None:
         async for pools in self.pools.changes():
             self.plane.configure(pools, self.clock())
-            self._dirty.set()
+            # At once: who looks at `/status` must not see new pools and clients synced to the old.
+            self.snapshots.publish(self.plane.snapshot(self.clock()))
             self._configured.set()
 
     async def _weigh(self) -> None:

@@ -1,8 +1,8 @@
-"""Kubernetes manifests as typed objects: InferencePool, InferenceObjective, Pod.
+"""Kubernetes manifests as typed objects: InferencePool, InferenceObjective, Pod, Service.
 
 InferencePool and InferenceObjective are read strictly, an unknown field is an error, because a
-misspelt field in them is a pool that silently does something else. Of a Pod, which has hundreds of
-fields, only those below are looked at. Kinds that mean nothing to us are passed over.
+misspelt field in them is a pool that silently does something else. Of Pods and Services, which have
+hundreds of fields, only those below are looked at. Kinds that mean nothing to us are passed over.
 
 Schemas: inference.networking.k8s.io/v1 InferencePool and inference.networking.x-k8s.io/v1alpha2
 InferenceObjective of gateway-api-inference-extension v1; core/v1 Pod.
@@ -26,12 +26,18 @@ class ManifestError(ValueError):
     """A manifest is wrong; the message names the file, the object, the field, and the way out."""
 
 
+class Owner(Struct, frozen=True):
+    kind: str
+    name: str
+
+
 class Metadata(Struct, frozen=True):
     name: str
     namespace: str = "default"
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     deletion_timestamp: Any = field(default=None, name="deletionTimestamp")
+    owners: list[Owner] = field(default_factory=list, name="ownerReferences")
 
 
 class Selector(Struct, frozen=True, forbid_unknown_fields=True):
@@ -101,11 +107,28 @@ class Pod(Struct, frozen=True):
     kind: str = "Pod"
 
 
-Kind: TypeAlias = InferencePool | InferenceObjective | Pod
+class ServicePort(Struct, frozen=True):
+    port: int
+    target_port: int | str | None = field(default=None, name="targetPort")
+
+
+class ServiceSpec(Struct, frozen=True):
+    selector: dict[str, str] | None = None
+    ports: list[ServicePort] = []
+
+
+class Service(Struct, frozen=True):
+    metadata: Metadata
+    spec: ServiceSpec = ServiceSpec()
+    kind: str = "Service"
+
+
+Kind: TypeAlias = InferencePool | InferenceObjective | Pod | Service
 KINDS: dict[tuple[str, str], type[Kind]] = {
     (POOL_GROUP, "InferencePool"): InferencePool,
     (OBJECTIVE_GROUP, "InferenceObjective"): InferenceObjective,
     ("", "Pod"): Pod,
+    ("", "Service"): Service,
 }
 
 
@@ -172,7 +195,7 @@ def _object(document: dict[str, Any], source: str, number: int) -> Iterator[Mani
     kind = document["kind"]
     wanted = KINDS.get((group, kind))
     if wanted is None:
-        close = [key for key in KINDS if key[1] == kind]
+        close = [key for key in KINDS if key[1] == kind and key[0]]
         if close and slash:
             raise ManifestError(
                 f"{source}: document {number}: {kind} of `{group}/{version}` is not supported; "

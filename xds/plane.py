@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from xds import weights, wire
+from xds import istio, weights, wire
 from xds.assignment import cluster_load_assignment
 from xds.court import Verdict
 from xds.pool import EndpointId, Observation, Policy, Pool, PoolName, Share
@@ -35,7 +35,7 @@ class _Line:
     pool: Pool
     state: weights.State
     shares: dict[EndpointId, Share]
-    assignment: bytes | None = None
+    assignments: dict[str, bytes] | None = None  # our own, and of istiod's clusters
     members: bytes | None = None
     loads: bytes | None = None
     # What was offered lately, by the version of its assignment; the newest is last.
@@ -56,7 +56,7 @@ class _Line:
             }
         if shares != self.shares:
             self.shares = shares
-            self.assignment = self.members = None
+            self.assignments = self.members = None
 
 
 class Plane:
@@ -114,11 +114,12 @@ class Plane:
 
     def roll_back(self, verdict: Verdict) -> None:
         """Most clients of a resource refuse it: take weights or policy back, never members."""
-        line = self._lines.get(verdict.name)
+        name = self._snapshot.owners.get(verdict.name, "")
+        line = self._lines.get(name)
         if line is None:
             return
         if verdict.type_url == TypeUrl.CLUSTER:
-            self.trials.roll_back(verdict.name, verdict.reason)
+            self.trials.roll_back(name, verdict.reason)
         elif verdict.type_url == TypeUrl.ENDPOINT and line.quarantine is None:
             line.quarantine = Quarantine("weights", verdict.reason)
             line.rolled_back_to = line.offered.get(verdict.accepted, {})
@@ -140,18 +141,22 @@ class Plane:
             line.state, shares = weights.step(before, line.pool, self._observations, now)
             line.take(shares)
             if line.state.echo != before.echo:
-                line.assignment = None
+                line.assignments = None
 
     def snapshot(self, now: float) -> Snapshot:
         """The resources as of now; what did not change keeps its bytes and its version."""
         if self._policies != self.trials.in_effect:
             self._policies = dict(self.trials.in_effect)
             self._config, self._tenants = self._compose(self._policies)
-        owners = {name: name for name in self._lines}
+        owners = {
+            resource: name
+            for name, line in self._lines.items()
+            for resource in (name, *(each.name for each in line.pool.istio_clusters))
+        }
         bodies = {**self._config, **self._bodies(now)}
         self._snapshot = Snapshot.of(bodies, self._snapshot, owners, self._tenants)
-        for name, line in self._lines.items():
-            self._remember(name, line)
+        for line in self._lines.values():
+            self._remember(line)
         return self._snapshot
 
     def trial(self) -> Snapshot:
@@ -175,33 +180,31 @@ class Plane:
         return resources(pools, self._standalone), tenants
 
     def _bodies(self, now: float) -> Bodies:
-        assignments, members, loads = {}, {}, {}
+        assignments: dict[str, bytes] = {}
+        members, loads = {}, {}
         for name, line in self._lines.items():
-            if line.assignment is None:
-                line.assignment = cluster_load_assignment(
-                    name, line.pool.endpoints, line.shares, echo=line.state.echo
-                )
+            if line.assignments is None:
+                line.assignments = _assignments(line)
             if line.members is None:
                 line.members = wire.encode_pool(line.pool, line.shares)
             if line.loads is None:
                 line.loads = wire.encode_loads(name, self._loads_of(line.pool), now)
-            assignments[name], members[name], loads[name] = (
-                line.assignment,
-                line.members,
-                line.loads,
-            )
+            assignments |= line.assignments
+            members[name], loads[name] = line.members, line.loads
         return {
             TypeUrl.ENDPOINT: assignments,
             TypeUrl.POOL: members,
             TypeUrl.POOL_LOAD: loads,
         }
 
-    def _remember(self, name: PoolName, line: _Line) -> None:
-        resource = self._snapshot.get(TypeUrl.ENDPOINT, name)
-        if resource is not None and resource.version not in line.offered:
-            line.offered[resource.version] = line.shares
-            for old in list(line.offered)[:-OFFERS]:
-                del line.offered[old]
+    def _remember(self, line: _Line) -> None:
+        """Which shares a version stood for, so that they can be gone back to."""
+        for name in line.assignments or ():
+            resource = self._snapshot.get(TypeUrl.ENDPOINT, name)
+            if resource is not None and resource.version not in line.offered:
+                line.offered[resource.version] = line.shares
+        for old in list(line.offered)[: -OFFERS * len(line.assignments or (0,))]:
+            del line.offered[old]
 
     def _loads_of(self, pool: Pool) -> dict[EndpointId, Observation]:
         return {
@@ -209,3 +212,12 @@ class Plane:
             for member in pool.endpoints
             if (observation := self._observations.get(member.id)) is not None
         }
+
+
+def _assignments(line: _Line) -> dict[str, bytes]:
+    pool, echo = line.pool, line.state.echo
+    own = cluster_load_assignment(pool.name, pool.endpoints, line.shares, echo=echo)
+    return {pool.name: own} | {
+        cluster.name: istio.assignment(cluster, pool.endpoints, line.shares, echo=echo)
+        for cluster in pool.istio_clusters
+    }

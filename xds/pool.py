@@ -24,6 +24,27 @@ class Tier(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Mesh:
+    """What Istio knows of a Pod; nothing, where there is no Istio."""
+
+    captured: bool = False  # by ztunnel: reached through HBONE
+    sidecar: bool = False
+    workload: str = ""  # as istiod writes it into metadata
+    region: str = ""
+    zone: str = ""
+    subzone: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class IstioCluster:
+    """A cluster that istiod named, over a pool's endpoints, or over one target port of them."""
+
+    name: str
+    target_port: int | None = None
+    vip: bool = False  # a waypoint's own cluster of a Service
+
+
+@dataclass(frozen=True, slots=True)
 class Endpoint:
     """One port of one model server."""
 
@@ -35,6 +56,7 @@ class Endpoint:
     draining: bool = False
     speed: float = 1.0  # relative capacity (annotation `weir.dev/capacity` on the Pod)
     engine: str = "vllm"
+    mesh: Mesh = Mesh()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +84,7 @@ class Pool:
     endpoints: tuple[Endpoint, ...]
     policy: Policy = Policy()
     objectives: tuple[Objective, ...] = ()
+    istio_clusters: tuple[IstioCluster, ...] = ()  # that are answered for beside our own
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,17 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
+from xds import istio
 from xds.exposition import ENGINES
-from xds.manifests import InferenceObjective, InferencePool, Manifest, ManifestError, Pod
-from xds.pool import Endpoint, Objective, Policy, Pool, PoolName, Tier
+from xds.manifests import (
+    InferenceObjective,
+    InferencePool,
+    Manifest,
+    ManifestError,
+    Pod,
+    Service,
+)
+from xds.pool import Endpoint, IstioCluster, Objective, Policy, Pool, PoolName, Tier
 
 PREFIX = "weir.dev/"
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
@@ -26,11 +34,16 @@ class _Tuning(NamedTuple):
     engine: str
 
 
-def pools(manifests: Iterable[Manifest]) -> dict[PoolName, Pool]:
-    """Every InferencePool with its endpoints. Raises `ManifestError`."""
+def pools(manifests: Iterable[Manifest], istio_domain: str = "") -> dict[PoolName, Pool]:
+    """Every InferencePool with its endpoints. Raises `ManifestError`.
+
+    With the mesh's `istio_domain` ("cluster.local") also the clusters that istiod makes of a pool,
+    and of the Services that select what the pool selects.
+    """
     found: dict[PoolName, _Tuning] = {}
     pods: list[tuple[Pod, Mapping[str, Any]]] = []
     objectives: dict[PoolName, list[Objective]] = {}
+    services: list[Service] = []
     seen: dict[tuple[str, str, str], Manifest] = {}
     for manifest in manifests:
         if (twin := seen.setdefault(manifest.key, manifest)) is not manifest:
@@ -41,6 +54,8 @@ def pools(manifests: Iterable[Manifest]) -> dict[PoolName, Pool]:
                 found[_pool_name(item)] = _tuning(item, manifest.where)
             case Pod():
                 pods.append((item, _annotations(manifest, POD_ANNOTATIONS)))
+            case Service():
+                services.append(item)
             case InferenceObjective():
                 name = f"{item.metadata.namespace}/{item.spec.pool_ref.name}"
                 objective = Objective(item.metadata.name, item.spec.priority)
@@ -51,6 +66,7 @@ def pools(manifests: Iterable[Manifest]) -> dict[PoolName, Pool]:
             endpoints=_endpoints(tuning, pods),
             policy=tuning.policy,
             objectives=tuple(sorted(objectives.get(name, []), key=lambda each: each.name)),
+            istio_clusters=_istio_clusters(tuning.pool, services, istio_domain),
         )
         for name, tuning in sorted(found.items())
     }
@@ -74,6 +90,32 @@ def _tuning(pool: InferencePool, where: str) -> _Tuning:
     said = _annotations(Manifest(where.partition(":")[0], pool), POOL_ANNOTATIONS)
     engine = said.pop("engine", "")
     return _Tuning(pool, replace(Policy(), **said), engine)
+
+
+def _istio_clusters(
+    pool: InferencePool, services: Iterable[Service], domain: str
+) -> tuple[IstioCluster, ...]:
+    if not domain:
+        return ()
+    namespace, ports = pool.metadata.namespace, {port.number for port in pool.spec.target_ports}
+    found = [istio.pool_cluster(namespace, pool.metadata.name, domain)]
+    for service in services:
+        alike = service.spec.selector == pool.spec.selector.match_labels
+        if service.metadata.namespace == namespace and alike:
+            for port in service.spec.ports:
+                target = port.port if port.target_port is None else port.target_port
+                if isinstance(target, int) and target in ports:
+                    name = service.metadata.name
+                    found += istio.service_clusters(namespace, name, port.port, target, domain)
+    return tuple(found)
+
+
+def _workload(pod: Pod) -> str:
+    """The name of what the Pod belongs to, a Deployment's without its ReplicaSet's hash."""
+    if not pod.metadata.owners:
+        return pod.metadata.name
+    owner = pod.metadata.owners[0]
+    return owner.name.removesuffix("-" + pod.metadata.labels.get("pod-template-hash", ""))
 
 
 def _endpoints(
@@ -105,6 +147,7 @@ def _endpoint(pod: Pod, port: int, said: Mapping[str, Any], engine: str) -> Endp
         draining=said.get("draining", False) or pod.metadata.deletion_timestamp is not None,
         speed=said.get("speed", 1.0),
         engine=engine or labelled or "vllm",
+        mesh=istio.mesh(_workload(pod), pod.metadata.namespace, labels, pod.metadata.annotations),
     )
 
 

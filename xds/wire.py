@@ -38,6 +38,7 @@ class Member:
     draining: bool = False
     priority: int = 0
     speed: float = 1.0  # relative capacity
+    captured: bool = False  # by ztunnel: reached through HBONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ def view(pool: Pool, shares: Mapping[EndpointId, Share]) -> PoolView:
                 draining=endpoint.draining,
                 priority=shares[endpoint.id].priority if endpoint.id in shares else 0,
                 speed=endpoint.speed,
+                captured=endpoint.mesh.captured,
             )
             for endpoint in pool.endpoints
             if endpoint.ready
@@ -86,6 +88,7 @@ def encode_view(pool: PoolView) -> bytes:
                 draining=member.draining,
                 priority=member.priority,
                 speed=member.speed,
+                captured=member.captured,
             )
             for member in pool.members
         ],
@@ -114,6 +117,7 @@ def decode_pool(body: bytes) -> PoolView:
                 draining=member.draining,
                 priority=member.priority,
                 speed=member.speed if member.speed > 0 else 1.0,
+                captured=member.captured,
             )
             for member in message.members
         ),

@@ -176,3 +176,11 @@ def test_a_longer_cached_prefix_never_costs_more(work, at, share):
     warm = endpoint_cost(work, replace(at, cached=share * work.prompt), Coefficients())
     assert warm <= cold * (1 + 1e-9)
     assert 0 < warm < float("inf")
+
+
+def test_a_captured_pod_is_named_by_both_its_addresses():
+    plain, captured = pool(A), pool(replace(A, captured=True))
+    picked = [state.pick(request(), 0.0, Random(1)) for state in (plain, captured)]
+    assert [each.endpoint for each in picked] == ["a:1", "a:1"]
+    assert picked[0].destination == "a:1"
+    assert picked[1].destination == "a:1,envoy://connect_originate/a:1"

@@ -3,7 +3,7 @@ import yaml
 
 from xds import registry
 from xds.manifests import ManifestError, read
-from xds.pool import Endpoint, Objective, Policy, Tier
+from xds.pool import Endpoint, Mesh, Objective, Policy, Tier
 
 POOL = """
 apiVersion: inference.networking.k8s.io/v1
@@ -50,7 +50,10 @@ def annotated(text, **annotations):
 def test_a_pool_has_the_pods_that_its_selector_finds():
     pool = pools(POOL, POD)["prod/llama"]
     assert pool.policy == Policy()
-    assert pool.endpoints == (Endpoint("10.0.0.7:8000", "prod/llama-0", "10.0.0.7", 8000),)
+    mesh = Mesh(workload="llama-0;prod;llama;;Kubernetes")
+    assert pool.endpoints == (
+        Endpoint("10.0.0.7:8000", "prod/llama-0", "10.0.0.7", 8000, mesh=mesh),
+    )
 
 
 @pytest.mark.parametrize(

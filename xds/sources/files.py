@@ -27,14 +27,15 @@ Files: TypeAlias = Mapping[Path, list[Manifest]]
 class Directory:
     """What a directory of manifests says, file by file."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, istio_domain: str = "") -> None:
         """Read it all. Raises `ManifestError`."""
         self.path = path
+        self._domain = istio_domain
         self.problems: tuple[str, ...] = ()  # as of the last `reload`
         if not path.is_dir():
             raise ManifestError(f"{path}: not a directory of Kubernetes manifests")
         self._files: Files = {file: read(_text(file), file.name) for file in _files(path)}
-        self.pools: Pools = registry.pools(_all(self._files))
+        self.pools: Pools = registry.pools(_all(self._files), self._domain)
         if not self.pools:
             raise ManifestError(
                 f"{path}: no InferencePool in {len(self._files)} files ({', '.join(SUFFIXES)})"
@@ -49,7 +50,7 @@ class Directory:
             if manifests is not None:
                 files[file] = manifests
         self._files = self._agreeing(files, problems)
-        self.pools = registry.pools(_all(self._files))
+        self.pools = registry.pools(_all(self._files), self._domain)
         self.problems = tuple(problems)
 
     def _reread(self, file: Path, problems: list[str]) -> list[Manifest] | None:
@@ -66,13 +67,13 @@ class Directory:
     def _agreeing(self, files: Files, problems: list[str]) -> Files:
         """The files; of those that do not fit together, as they were before."""
         try:
-            registry.pools(_all(files))
+            registry.pools(_all(files), self._domain)
         except ManifestError:
             agreed = {file: self._files[file] for file in files if file in self._files}
             for file in files:
                 trial = agreed | {file: files[file]}
                 try:
-                    registry.pools(_all(trial))
+                    registry.pools(_all(trial), self._domain)
                 except ManifestError as error:
                     problems.append(str(error))
                 else:
