@@ -1,8 +1,8 @@
 """Assignments as istiod writes them: its cluster names, tunnel addresses and metadata.
 
-A proxy of Istio's asks for the assignment of a cluster that istiod named. What we answer differs from
-istiod's own answer in weights and priorities alone, so that a proxy can go from one to the other and
-back. Sources are files of istio/istio at 86c9f01f:
+A proxy of Istio's asks for the assignment of a cluster that istiod named. Our answer differs from
+istiod's own in weights and priorities alone, so that a proxy can go from one to the other and back.
+Sources are files of istio/istio at 86c9f01f:
 
     names        pilot/pkg/config/kube/gateway/inferencepool_collection.go: InferencePoolServiceName
                  pilot/pkg/model/service.go: BuildSubsetKey, BuildInboundSubsetKey
@@ -10,11 +10,11 @@ back. Sources are files of istio/istio at 86c9f01f:
     workloads    pilot/pkg/networking/util: AppendLbEndpointMetadata; name;namespace;canonical
                  name;canonical revision, empty if "latest";cluster
 
-| the Pod is | address | metadata |
-|---|---|---|
-| captured by ztunnel | internal, `connect_originate`, `ip:port` | the tunnel's destination; and to an outbound cluster `tunnel: http` |
-| with a sidecar | socket | `tlsMode: istio` |
-| neither | socket | - |
+    a Pod that is          has the address                       and metadata
+    captured by ztunnel    internal, connect_originate, ip:port  the tunnel's destination; and to an
+                                                                 outbound cluster, tunnel: http
+    with a sidecar         socket                                tlsMode: istio
+    neither                socket                                -
 """
 
 import hashlib

@@ -6,7 +6,7 @@ from importlib.resources import files
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from lupa import luajit21
 
@@ -142,6 +142,7 @@ def test_no_bytes_make_it_fail(raw, cut):
 def test_prefixes_found_by_digests_and_by_the_body_agree_to_within_a_boundary(head, one, two):
     """Bodies spelled alike: the picker sees as much of a shared prefix either way."""
     bodies = [json.dumps({"prompt": head + tail, "model": "m"}).encode() for tail in (one, two)]
+    assume(max(map(len, bodies)) <= 1_000_000)  # larger ones the filter leaves alone
     found = []
     for read in (
         lambda body: from_headers(run(body) | {"content-length": str(len(body))}, trusted=True),
