@@ -118,8 +118,10 @@ async def test_a_model_server_that_refuses_connections_is_gone_round(tmp_path, p
             stack(tmp_path, client) as parts,
         ):
             await child.until_logged("listening")
+            # While it is quiet: what is under way on a server that dies is lost, and not retried.
+            await child.kill()
             async with loaded(parts, Traffic(requests=150, prompt=2000, rate=60)):
-                await child.kill()
+                pass
 
             async def last():
                 (pool,) = (await parts.status())["pools"].values()

@@ -73,11 +73,16 @@ class Response(NamedTuple):
 
     def delta_bytes(self) -> bytes:
         """A serialised DeltaDiscoveryResponse."""
-        head = _delta_head(self.type_url, self.version)
+        head = _delta_head(self.type_url, self.version) + _field(5, self.nonce)
+        if len(self.resources) == 1 and not self.removed:
+            (only,) = self.resources
+            if only.alone[0] != head:
+                only.alone = head, head + only.delta_frame
+            return only.alone[1]
         frames = [resource.delta_frame for resource in self.resources]
         if self.removed:
             frames.append(_removals(self.removed))
-        return b"".join((head, _field(5, self.nonce), *frames))
+        return b"".join((head, *frames))
 
 
 def plain_ack(type_url: str, nonce: Nonce, *, typed: bool) -> bytes:

@@ -17,9 +17,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
-from xds import istio, weights, wire
+from xds import weights, wire
 from xds.assignment import cluster_load_assignment
 from xds.court import Verdict
+from xds.istio.assignment import assignment
 from xds.pool import EndpointId, Observation, Policy, Pool, PoolName, Share
 from xds.snapshot import Bodies, Snapshot, TypeUrl, Version
 from xds.standalone import Standalone, resources
@@ -218,6 +219,6 @@ def _assignments(line: _Line) -> dict[str, bytes]:
     pool, echo = line.pool, line.state.echo
     own = cluster_load_assignment(pool.name, pool.endpoints, line.shares, echo=echo)
     return {pool.name: own} | {
-        cluster.name: istio.assignment(cluster, pool.endpoints, line.shares, echo=echo)
+        cluster.name: assignment(cluster, pool.endpoints, line.shares, echo=echo)
         for cluster in pool.istio_clusters
     }

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple, TypeAlias
 
-from xds import istio
 from xds.exposition import ENGINES
+from xds.istio import assignment as istio
 from xds.manifests import (
     InferenceObjective,
     InferencePool,

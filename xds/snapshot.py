@@ -43,7 +43,7 @@ class TypeUrl(StrEnum):
 class Resource:
     """One version of one resource. Equal where type, name and bytes are."""
 
-    __slots__ = ("_delta", "_sotw", "body", "framings", "name", "type_url", "version")
+    __slots__ = ("_delta", "_sotw", "alone", "body", "framings", "name", "type_url", "version")
 
     def __init__(self, type_url: str, name: ResourceName, body: bytes) -> None:
         self.type_url = type_url
@@ -51,6 +51,9 @@ class Resource:
         self.body = body  # the serialised message: the value of its Any
         self.version: Version = xxh3_64_hexdigest(body)
         self.framings = 0  # how often it was framed: at most once for each variant
+        # The last delta response that was this resource alone, by its head: streams that are in
+        # step with each other are sent the same bytes.
+        self.alone: tuple[bytes, bytes] = (b"", b"")
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
 

@@ -82,7 +82,7 @@ class Limits:
     names_per_subscription: int = 10_000
     message_bytes: int = 4 << 20
     first_answers_per_second: float = 2_000.0
-    pushes_in_preparation: int = 1_000
+    pushes_in_preparation: int = 4_096
     send_timeout_seconds: float = 30.0
     stream_age_seconds: float = 1800.0
 

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from google.protobuf.json_format import MessageToDict
 
-from xds import istio, registry
+from xds import registry
+from xds.istio import assignment as istio
 from xds.manifests import read
 from xds.plane import Plane
 from xds.pool import Endpoint, IstioCluster, Mesh, Share
@@ -14,7 +15,7 @@ from xds.proto.envoy.config.endpoint.v3 import endpoint_pb2
 from xds.snapshot import TypeUrl
 from xds.standalone import Standalone
 
-ISTIOD = Path(__file__).parents[2] / "integration" / "istiod"
+ISTIOD = Path(__file__).parents[3] / "integration" / "istiod"
 POOL = "outbound|54321||llm-pool-ip-1c222a41.ns.svc.cluster.local"
 SECOND = "outbound|8000||llm-weir.ns.svc.cluster.local"
 VIP = "inbound-vip|8000|http|llm.ns.svc.cluster.local"
