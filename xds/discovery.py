@@ -6,6 +6,7 @@ repeated ones add up, so head and frames, one after the other, are the message.
 """
 
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
 from types import MappingProxyType
@@ -54,14 +55,16 @@ class DeltaRequest(NamedTuple):
         return self.subscribe
 
 
-class Response(NamedTuple):
-    """What to send; the state-of-the-world form has no `removed`."""
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What to send, perhaps on many streams; the state-of-the-world form has no `removed`."""
 
     type_url: str
     version: Version  # of the type, as this client sees it
     nonce: Nonce
     resources: tuple[Resource, ...] = ()
     removed: tuple[ResourceName, ...] = ()
+    _delta: list[bytes] = field(default_factory=list, compare=False, repr=False)  # once made
 
     def sotw_bytes(self) -> bytes:
         """A serialised DiscoveryResponse."""
@@ -73,26 +76,25 @@ class Response(NamedTuple):
 
     def delta_bytes(self) -> bytes:
         """A serialised DeltaDiscoveryResponse."""
-        head = _delta_head(self.type_url, self.version) + _field(5, self.nonce)
-        if len(self.resources) == 1 and not self.removed:
-            (only,) = self.resources
-            if only.alone[0] != head:
-                only.alone = head, head + only.delta_frame
-            return only.alone[1]
-        frames = [resource.delta_frame for resource in self.resources]
-        if self.removed:
-            frames.append(_removals(self.removed))
-        return b"".join((head, *frames))
+        if not self._delta:
+            head = _delta_head(self.type_url, self.version) + _field(5, self.nonce)
+            frames = [resource.delta_frame for resource in self.resources]
+            if self.removed:
+                frames.append(_removals(self.removed))
+            self._delta.append(b"".join((head, *frames)))
+        return self._delta[0]
 
 
-def plain_ack(type_url: str, nonce: Nonce, *, typed: bool) -> bytes:
-    """A DeltaDiscoveryRequest that accepts a response and says nothing else.
+@lru_cache(maxsize=1024)
+def plain_acks(type_url: str, nonce: Nonce) -> tuple[bytes, bytes]:
+    """The DeltaDiscoveryRequests that accept a response and say nothing else.
 
     That is what nearly every request is: to know it by its bytes spares reading it. A client may
-    write the same in other bytes, which are then read. `typed` is whether it states the type, which
-    a client of a type's own service may leave out.
+    write the same in other bytes, which are then read. A client of a type's own service may leave
+    the type out.
     """
-    return (_field(2, type_url) if typed else b"") + _field(6, nonce)
+    untyped = _field(6, nonce)
+    return _field(2, type_url) + untyped, untyped
 
 
 def sotw_request(message: discovery_pb2.DiscoveryRequest) -> SotwRequest:

@@ -81,7 +81,7 @@ async def serving(  # noqa: PLR0913 - each but two has a default
         raise OSError(f"cannot listen on {address}: {error}") from error
     await server.start()
     await checks.set("", health_pb2.HealthCheckResponse.SERVING)
-    working = [asyncio.create_task(work) for work in (state.follow(), state.cut_off())]
+    working = [asyncio.create_task(work) for work in (state.follow(), state.keep_house())]
     try:
         yield state
     finally:

@@ -55,6 +55,8 @@ class Session:
     scope: Scope = NOTHING
     subscriptions: dict[str, SotwSubscription | DeltaSubscription] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=dict)
+    # The one subscription of a stream that has one type only, as those of Istio's clusters do.
+    _only: SotwSubscription | DeltaSubscription | None = None
 
     def sotw(self, type_url: str, request: SotwRequest) -> Outcome:
         subscription = self.subscriptions.get(type_url)
@@ -91,8 +93,8 @@ class Session:
 
     @property
     def alone(self) -> bool:
-        """Has the client asked for one type only, as Istio's clusters do on their streams?"""
-        return len(self.subscriptions) == 1
+        """Has the client asked for one type only?"""
+        return self._only is not None
 
     @property
     def outstanding(self) -> bool:
@@ -101,9 +103,8 @@ class Session:
 
     def next(self, snapshot: Snapshot) -> Response | None:
         """The first thing that is due now; it counts as sent."""
-        if self.alone:  # there is no order to keep
-            for type_url, subscription in self.subscriptions.items():
-                return subscription.respond(snapshot.types.get(type_url))
+        if (only := self._only) is not None:  # there is no order to keep
+            return only.respond(snapshot.types.get(only.type_url))
         for type_url, subscription in self.subscriptions.items():
             if any(self._outstanding(before) for before in AFTER.get(type_url, ())):
                 continue
@@ -121,6 +122,8 @@ class Session:
 
     def stirred(self, snapshot: Snapshot) -> bool:
         """Could `responses` have something to say? Cheap, and on the safe side."""
+        if (only := self._only) is not None:
+            return not only.outstanding and only.stirred(snapshot.types.get(only.type_url))
         for type_url, subscription in self.subscriptions.items():
             if not subscription.outstanding and subscription.stirred(snapshot.types.get(type_url)):
                 return True
@@ -159,6 +162,7 @@ class Session:
         self.accounts.setdefault(type_url, Account())
         ordered = sorted(self.subscriptions.items(), key=lambda item: _place(item[0]))
         self.subscriptions = dict(ordered)
+        self._only = subscription if len(ordered) == 1 else None
 
     def _count(self, type_url: str, outcome: Outcome) -> Outcome:
         account = self.accounts[type_url]

@@ -51,9 +51,9 @@ class Resource:
         self.body = body  # the serialised message: the value of its Any
         self.version: Version = xxh3_64_hexdigest(body)
         self.framings = 0  # how often it was framed: at most once for each variant
-        # The last delta response that was this resource alone, by its head: streams that are in
-        # step with each other are sent the same bytes.
-        self.alone: tuple[bytes, bytes] = (b"", b"")
+        # The last response that was this resource alone, kept by `xds.subscription`: streams that
+        # are in step with each other are sent the same.
+        self.alone: object = None
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
 

@@ -127,7 +127,7 @@ class XdsServer:
     _streams: set[_Stream] = field(default_factory=set)
     _streams_of: Counter[str] = field(default_factory=Counter)  # by client
     _in_preparation: set[_Stream] = field(default_factory=set)
-    _room: asyncio.Event = field(default_factory=asyncio.Event)
+    _room: asyncio.Event | None = None  # while somebody waits for it
     _next_turn: float = 0.0
     _canary: tuple[Session, Snapshot] | None = None
 
@@ -152,7 +152,6 @@ class XdsServer:
                     await self._until_room()
                 if (wake := self.roster.sessions.get(session)) is not None:
                     wake()
-            self._views.keep({session.scope for session in self.roster.sessions})
 
     async def try_out(self, snapshot: Snapshot, cluster: str) -> str | None:
         """Show a snapshot to one of the cluster's clients; returns its reason if it refuses.
@@ -188,22 +187,26 @@ class XdsServer:
             if (wake := self.roster.sessions.get(session)) is not None:
                 wake()
 
-    async def cut_off(self) -> None:
+    async def keep_house(self) -> None:
+        """Now and then: cut off who is stuck, forget the views that nobody has any more."""
+        while True:
+            await asyncio.sleep(self.limits.send_timeout_seconds / 10)
+            self._cut_off()
+            self._views.keep({session.scope for session in self.roster.sessions})
+
+    def _cut_off(self) -> None:
         """End the streams of clients that take nothing, or take it and never answer.
 
         gRPC's buffers hide the one from us until they are full, so both are one to us.
         """
-        limit = self.limits.send_timeout_seconds
-        while True:
-            await asyncio.sleep(limit / 10)
-            late = self.clock() - limit
-            for stream in self._streams:
-                since = stream.writing_since
-                if since is None or since > late or stream.task is None:
-                    continue
-                if stream.writing or stream.session.outstanding:
-                    stream.end(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
-                    stream.task.cancel()
+        late = self.clock() - self.limits.send_timeout_seconds
+        for stream in self._streams:
+            since = stream.writing_since
+            if since is None or since > late or stream.task is None:
+                continue
+            if stream.writing or stream.session.outstanding:
+                stream.end(grpc.StatusCode.DEADLINE_EXCEEDED, "the client does not read")
+                stream.task.cancel()
 
     async def serve(self, context: Context, form: Form, type_url: str | None) -> None:
         """One stream, from its first message to its end."""
@@ -223,7 +226,7 @@ class XdsServer:
             try:
                 await self._write(stream, context, form)
             except asyncio.CancelledError:
-                # Ours, if there is a verdict: `cut_off` has no other way to end a stuck write.
+                # Ours, if there is a verdict: `_cut_off` has no other way to end a stuck write.
                 if stream.verdict is None or stream.task is None or stream.task.uncancel() > 0:
                     raise
             finally:
@@ -375,19 +378,20 @@ class XdsServer:
                 del self._streams_of[client]
 
     def _prepared(self, stream: _Stream) -> None:
-        if stream in self._in_preparation:
-            self._in_preparation.discard(stream)
-            # Half the room at once: to wake the hand-out for each place costs more than the push.
-            if len(self._in_preparation) * 2 <= self.limits.pushes_in_preparation:
-                self._room.set()
+        self._in_preparation.discard(stream)
+        # Half the room at once: to wake the hand-out for each place costs more than the push.
+        if self._room and len(self._in_preparation) * 2 <= self.limits.pushes_in_preparation:
+            self._room.set()
 
     async def _until_room(self) -> None:
-        self._room.clear()
+        self._room = asyncio.Event()
         try:
             async with asyncio.timeout(PATIENCE_SECONDS):
                 await self._room.wait()
         except TimeoutError:
             self._in_preparation.clear()  # they are slow: they stop counting, not being served
+        finally:
+            self._room = None
 
     async def _turn(self) -> None:
         """Wait for one's turn among new streams."""

@@ -53,7 +53,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from xds.discovery import DeltaRequest, Nonce, Outcome, Response, SotwRequest, plain_ack
+from xds.discovery import DeltaRequest, Nonce, Outcome, Response, SotwRequest, plain_acks
 from xds.snapshot import Resource, ResourceName, Resources, TypeUrl, Version, version_of
 
 WILDCARD: ResourceName = "*"
@@ -73,7 +73,7 @@ class Refusal:
 
 class _Outstanding(NamedTuple):
     response: Response
-    given: dict[ResourceName, Resource | None]  # what an ACK makes held; None is removed
+    given: Mapping[ResourceName, Resource | None]  # what an ACK makes held; None is removed
 
 
 class Subscription(ABC):
@@ -222,8 +222,8 @@ class Subscription(ABC):
     def _wanted(self, known: Resources) -> Iterable[Resource]:
         if self.wildcard:
             return known.by_name.values()
-        named = [known.by_name.get(name) for name in sorted(self.names)]
-        return [resource for resource in named if resource is not None]
+        names = sorted(self.names) if len(self.names) > 1 else self.names
+        return [found for name in names if (found := known.by_name.get(name)) is not None]
 
     def _is_due(self, resource: Resource) -> bool:
         name, version = resource.name, resource.version
@@ -273,13 +273,15 @@ class Subscription(ABC):
 
     def _forget(self, names: Iterable[ResourceName]) -> None:
         """Take nothing for held or refused of these; if wanted, they are due."""
+        names = set(names)
         for name in names:
             self._held.pop(name, None)
             self._refused.pop(name, None)
             self._again.discard(name)
             self._suspects.discard(name)
-            if self._outstanding:
-                self._outstanding.given.pop(name, None)
+        if self._outstanding:
+            given = {n: each for n, each in self._outstanding.given.items() if n not in names}
+            self._outstanding = self._outstanding._replace(given=given)
         if not self._refused:
             self.refusal = None
         self._settled_on = None
@@ -401,10 +403,7 @@ class DeltaSubscription(Subscription):
         """Is this exactly the ACK of what is outstanding? If so it is applied."""
         if self._outstanding is None:
             return False
-        nonce = self._outstanding.response.nonce
-        if raw != plain_ack(self.type_url, nonce, typed=True) and raw != plain_ack(
-            self.type_url, nonce, typed=False
-        ):
+        if raw not in plain_acks(self.type_url, self._outstanding.response.nonce):
             return False
         self.blamed = {}
         self._answer(self._outstanding, None)
@@ -449,11 +448,20 @@ class DeltaSubscription(Subscription):
         gone: Sequence[ResourceName],
         kept: Sequence[ResourceName],  # noqa: ARG002 - what is not said stays
     ) -> _Outstanding:
+        nonce = str(self._nonce)
+        shared = due[0].alone if len(due) == 1 and not gone else None
+        if isinstance(shared, _Outstanding):
+            response = shared.response
+            if response.nonce == nonce and response.version == known.version:
+                return shared
         given: dict[ResourceName, Resource | None] = {each.name: each for each in due}
         if gone:
             given |= dict.fromkeys(gone)
-        response = Response(self.type_url, known.version, str(self._nonce), tuple(due), tuple(gone))
-        return _Outstanding(response, given)
+        response = Response(self.type_url, known.version, nonce, tuple(due), tuple(gone))
+        made = _Outstanding(response, given)
+        if len(due) == 1 and not gone:
+            due[0].alone = made
+        return made
 
 
 def _names(reason: str, name: ResourceName) -> bool:
