@@ -12,6 +12,7 @@ COMMANDS = {
     "bench": "weir.bench.command:bench",
     "diff": "weir.status:diff",
     "demo": "weir.demo.command:demo",
+    "doctor": "weir.doctor.command:command",
     "envoy-bootstrap": "weir.envoy:command",
     "picker": "weir.picker:command",
     "serve": "weir.serve:command",

@@ -2,14 +2,14 @@
 
 import json
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import click
 from rich.console import Console
 from rich.table import Table
+
+from weir.fetch import fetch
 
 ADDRESS = click.option(
     "--status",
@@ -109,15 +109,7 @@ def differences(client: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _fetch(address: str) -> Any:
-    try:
-        with urllib.request.urlopen(f"http://{address}/status", timeout=10) as response:
-            return json.load(response)
-    except (urllib.error.URLError, TimeoutError, ValueError) as error:
-        reason = getattr(error, "reason", error)
-        click.echo(
-            f"Error: no control plane at {address}: {reason}; say where with --status", err=True
-        )
-        sys.exit(2)
+    return fetch(address, "status", what="control plane", option="--status")
 
 
 def _pools(view: Mapping[str, Any]) -> Table:

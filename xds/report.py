@@ -26,6 +26,7 @@ def status(
         "pools": {
             name: {
                 "policy": plane.trials.in_effect[name].tier.value,
+                "clusters": [each.name for each in pool.istio_clusters],
                 "quarantined": [
                     {"what": each.what, "reason": each.reason} for each in plane.quarantines(name)
                 ],
