@@ -1,0 +1,213 @@
+"""Which of a pool's manifests may be applied or removed now, so that no request is lost. Pure.
+
+A pool at a Gateway is wired in steps. A later step sends requests where an earlier one has made
+ready, and "ready" is proven by the proxies themselves: each of them must have acknowledged our
+assignment on a stream of its own.
+
+    probe ─► step 1 ─► … ─► step n      each but the first when every proxy has acknowledged
+    step n ─► … ─► step 1               on removal, each when it has been the last for a while
+
+A shape whose first step touches what requests meet has a probe before it: a cluster that nobody
+routes to and that takes its endpoints from us. Where no proxy reaches us, nothing else is ever
+applied. What is there stays while we cannot tell: proxies that come or reconnect, a control plane
+that has just started, a pool whose route is ambiguous for the moment.
+
+There is no owner reference on what we make: Kubernetes would collect a deleted pool's objects all
+at once, in any order.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+Object: TypeAlias = dict[str, Any]
+Key: TypeAlias = tuple[str, str, str]  # kind, namespace, name
+Place: TypeAlias = tuple[str, str]  # pool and Gateway, each "<namespace>/<name>"
+
+POOL, GATEWAY, STEP = "weir.dev/pool", "weir.dev/gateway", "weir.dev/step"
+SETTLE_SECONDS = 10.0  # for proxies to have taken a removal, before what it relied on goes too
+
+
+def key_of(item: Object) -> Key:
+    meta = item["metadata"]
+    return item["kind"], meta.get("namespace", ""), meta["name"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One pool's manifests at one Gateway.
+
+    `steps` are those of a shape, in order; objects that several pools share stand in each.
+    `resources` are the assignments that the proxies must have acknowledged.
+    """
+
+    pool: str
+    gateway: str
+    steps: tuple[tuple[Object, ...], ...]
+    resources: frozenset[str]
+    probe: tuple[Object, ...] = ()
+
+    @property
+    def place(self) -> Place:
+        return self.pool, self.gateway
+
+
+@dataclass(frozen=True, slots=True)
+class Proxies:
+    """A Gateway's proxies: the Pods that are ready, and who of them acknowledged what."""
+
+    pods: frozenset[str] = frozenset()
+    acknowledged: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by resource
+
+    def missing(self, resources: Iterable[str]) -> frozenset[str]:
+        """Those that have not acknowledged all of these."""
+        return frozenset(
+            pod
+            for resource in resources
+            for pod in self.pods - self.acknowledged.get(resource, frozenset())
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Where the wiring of a pool at a Gateway stands, for status and Events."""
+
+    pool: str
+    gateway: str
+    done: bool
+    says: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What to do now. `since` is for the next call: how long each last step has not been needed."""
+
+    apply: tuple[Object, ...] = ()
+    delete: tuple[Key, ...] = ()
+    reports: tuple[Report, ...] = ()
+    since: Mapping[tuple[Place, int], float] = field(default_factory=dict)
+
+
+def decide(  # noqa: PLR0913 - the whole of what there is to know
+    wanted: Sequence[Wanted],
+    present: Mapping[Key, Object],
+    gateways: Mapping[str, Proxies],
+    now: float,
+    *,
+    kept: Mapping[str, str] | None = None,
+    before: Decision | None = None,
+) -> Decision:
+    """One round. `present` are the objects that carry our label, as the API server has them.
+
+    `kept` names pools whose objects must stay for now, and why: the wiring cannot be told, or an
+    HTTPRoute that only works with it is still there.
+    """
+    kept = kept or {}
+    apply: dict[Key, Object] = {}
+    needed: set[Key] = set()
+    reports = []
+    for each in wanted:
+        report, objects, keys = _advance(each, present, gateways.get(each.gateway, Proxies()))
+        reports.append(report)
+        apply |= {key_of(item): item for item in objects}
+        needed |= keys
+    for pool, reason in sorted(kept.items()):
+        reports.append(Report(pool, "", done=False, says=reason))
+        needed |= {key for key, item in present.items() if _note(item, POOL) == pool}
+        # What is shared with others stays too: nobody can tell that it is not needed.
+        needed |= {key for key, item in present.items() if not _note(item, POOL)}
+    orphans = {key: item for key, item in present.items() if key not in needed | apply.keys()}
+    delete, since = _retreat(orphans, before.since if before else {}, now)
+    return Decision(tuple(apply.values()), tuple(sorted(delete)), tuple(reports), since)
+
+
+def _advance(
+    wanted: Wanted, present: Mapping[Key, Object], proxies: Proxies
+) -> tuple[Report, Sequence[Object], set[Key]]:
+    """How far one place is, what to apply next, and which objects it needs meanwhile."""
+    keys = {key for step in wanted.steps for key in _keys(step)}
+    first = wanted.probe or wanted.steps[0]
+    for number, step in enumerate(wanted.steps, 1):
+        news = [item for item in step if not _is_there(item, present)]
+        if not news:
+            continue
+        title = f"step {number} of {len(wanted.steps)}"
+        if number == 1 and not any(_keys(each) <= present.keys() for each in (first, step)):
+            # Nobody is sent to what a place begins with: it needs no proof.
+            return (
+                _report(wanted, "the probe" if wanted.probe else title),
+                first,
+                keys | _keys(first),
+            )
+        if reason := _unproven(wanted, proxies):
+            return _report(wanted, f"{title} waits: {reason}"), (), keys | _keys(wanted.probe)
+        return _report(wanted, title), news, keys | _keys(wanted.probe)
+    return _report(wanted, "in place", done=True), (), keys
+
+
+def _unproven(wanted: Wanted, proxies: Proxies) -> str:
+    if not proxies.pods:
+        return f"Gateway {wanted.gateway} has no proxy that is ready"
+    missing = proxies.missing(wanted.resources)
+    if not missing:
+        return ""
+    names = ", ".join(sorted(missing)[:3])
+    return (
+        f"{len(missing)} of {len(proxies.pods)} proxies of Gateway {wanted.gateway} have not "
+        f"acknowledged Weir's assignment ({names})"
+    )
+
+
+def _retreat(
+    orphans: Mapping[Key, Object], before: Mapping[tuple[Place, int], float], now: float
+) -> tuple[set[Key], dict[tuple[Place, int], float]]:
+    """What may go now: the last step of each place, once it has been the last for a while.
+
+    What several pools shared has no pool, and goes after what each of them had of its own.
+    """
+    delete: set[Key] = set()
+    since: dict[tuple[Place, int], float] = {}
+    places: dict[Place, dict[Key, int]] = {}
+    for key, item in orphans.items():
+        place = _note(item, POOL), _note(item, GATEWAY)
+        places.setdefault(place, {})[key] = _step(item)
+    for place, steps in places.items():
+        pool, gateway = place
+        if not pool and any(other and at == gateway for other, at in places):
+            continue
+        last = max(steps.values())
+        since[place, last] = before.get((place, last), now)
+        if now - since[place, last] >= SETTLE_SECONDS:
+            delete |= {key for key, step in steps.items() if step == last}
+    return delete, since
+
+
+def _report(wanted: Wanted, says: str, *, done: bool = False) -> Report:
+    return Report(wanted.pool, wanted.gateway, done, says)
+
+
+def _keys(items: Iterable[Object]) -> set[Key]:
+    return {key_of(item) for item in items}
+
+
+def _is_there(item: Object, present: Mapping[Key, Object]) -> bool:
+    """Is the object as we would apply it? What others add to its metadata does not count."""
+    known = present.get(key_of(item))
+    return (
+        known is not None
+        and known.get("spec") == item.get("spec")
+        and all(
+            known["metadata"].get(part, {}).get(name) == value
+            for part in ("labels", "annotations")
+            for name, value in item["metadata"].get(part, {}).items()
+        )
+    )
+
+
+def _note(item: Object, name: str) -> str:
+    return str(item["metadata"].get("annotations", {}).get(name, ""))
+
+
+def _step(item: Object) -> int:
+    said = _note(item, STEP)
+    return int(said) if said.isdecimal() else 0
