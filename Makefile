@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+HELM_VERSION      = v3.19.2
+KUSTOMIZE_VERSION = v5.8.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos fix check test integration demo demo-full bench-picker bench-filter bench-xds clean
+.PHONY: help setup protos fix check test integration helm kustomize tools lock image demo demo-full bench-picker bench-filter bench-xds clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -33,8 +35,29 @@ check: setup ## the gates: format, lint, types, import contracts
 test: setup ## fast tests and one real-Envoy test a tier: under 3 minutes
 	$(BIN)/python -m pytest tests
 
-integration: setup ## the rest: every tier and every failure through a real Envoy
+integration: setup tools ## the rest: every tier and every failure through a real Envoy
 	$(BIN)/python -m pytest integration
+
+helm: setup ## helm in .venv/bin, built with Go: a minute and a half the first time
+	GOBIN=$(abspath $(BIN)) go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
+
+kustomize: setup ## kustomize in .venv/bin, built with Go
+	GOBIN=$(abspath $(BIN)) go install sigs.k8s.io/kustomize/kustomize/v5@$(KUSTOMIZE_VERSION)
+
+# What the tests of the manifests need beside Python: built where there is a Go, else they skip.
+tools: setup
+	@for tool in helm kustomize; do \
+	  if test -x $(BIN)/$$tool || command -v $$tool >/dev/null; then :; \
+	  elif command -v go >/dev/null; then $(MAKE) --no-print-directory $$tool || true; \
+	  else echo "no Go to build $$tool with: tests that need it will skip"; fi; \
+	done
+
+lock: setup ## pin what the image installs, with hashes
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python manifests/image/lock.py
+
+image: ## the container image, with podman or docker (CONTAINER=docker)
+	$(or $(CONTAINER),podman) build --tag weir:$(or $(TAG),dev) --file Containerfile .
 
 demo: setup ## the main job on one machine, with a real Envoy: under 3 minutes
 	$(BIN)/weir demo --quick

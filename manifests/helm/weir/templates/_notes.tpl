@@ -1,0 +1,34 @@
+{{- define "weir.notes" -}}
+{{- $clients := include "weir.clients" . -}}
+{{- $ns := .Release.Namespace -}}
+Weir is in namespace {{ $ns }}. Next:
+
+  1. kubectl -n {{ $ns }} rollout status deployment/weir-xds deployment/weir-picker{{ if .Values.envoy.enabled }} deployment/weir-envoy{{ end }}
+{{- if .Values.envoy.enabled }}
+  2. kubectl -n {{ $ns }} port-forward service/weir-envoy 8080:{{ .Values.envoy.service.port }} &
+     curl 127.0.0.1:8080/v1/chat/completions -H 'content-type: application/json' \
+       -d '{"model": "MODEL", "messages": [{"role": "user", "content": "hello"}]}'
+     With several InferencePools, each is the host POOL.NAMESPACE.
+{{- else }}
+  2. kubectl -n {{ $ns }} exec deployment/weir-xds -- weir istio manifests NAMESPACE/POOL > pool.yaml
+     kubectl apply -f pool.yaml
+     This prints the EnvoyFilters for your pool; read them, keep them in your repository.
+{{- end }}
+  3. kubectl -n {{ $ns }} exec deployment/weir-xds -- weir status --status 127.0.0.1:15014
+     It works when every proxy is SYNCED and loads are seconds old. A proxy is connected to one
+     replica: ask the other, too. `helm -n {{ $ns }} test {{ .Release.Name }}` asks in a script's way.
+{{ if eq $clients "plaintext" }}
+The xDS port is plaintext: whoever the NetworkPolicy lets in sees every pool. This needs a network
+plugin that enforces NetworkPolicies.
+{{ else if not .Values.security.certManager.enabled }}
+Pods wait for what you bring: the Secret {{ .Values.security.secretName }}{{ if eq $clients "certificates" }} and {{ .Values.security.pickerSecretName }}{{ end }} (tls.crt, tls.key, ca.crt).
+{{ end }}
+{{- if .Values.controller.manageEnvoyFilters }}
+WARNING: controller.manageEnvoyFilters lets Weir write EnvoyFilters {{ if .Values.namespaces }}in {{ join ", " .Values.namespaces }}{{ else }}in every namespace, istiod's included{{ end }}.
+Who can write an EnvoyFilter can rewrite any proxy there{{ if not .Values.namespaces }}, and in istiod's namespace any proxy of the mesh{{ end }}. Set `namespaces` to bound it.
+{{ end }}
+{{- if and .Values.istio.enabled (not .Values.authorizationPolicy.enabled) .Values.picker.captured }}
+Any workload of the mesh can ask the picker; authorizationPolicy.principals narrows that.
+{{ end }}
+To undo: delete the EnvoyFilters first, then `helm -n {{ $ns }} uninstall {{ .Release.Name }}`; see docs/install.md.
+{{- end -}}
