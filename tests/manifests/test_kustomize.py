@@ -13,8 +13,7 @@ from xds.standalone import bootstrap
 
 COMMANDS = {"weir-xds": serve.command, "weir-picker": picker.command}
 # Flags that the manifests use already, and `weir serve` takes with its Kubernetes source.
-PENDING = {"--kubernetes", "--token-review", "--audience=istio-ca", "--audience=weir"}
-PENDING |= {"--audience", "--manage-envoyfilters"}
+PENDING = {"--kubernetes", "--token-review", "--audience", "--manage-envoyfilters"}
 ROW = re.compile(
     r"^\| ([a-z, ]+) \| ([a-z, /]+) \| ([a-z0-9.-]+) \| (always|`.+?`) \|", re.MULTILINE
 )
@@ -97,6 +96,17 @@ def test_the_documented_rights_are_those_that_the_roles_give():
         for when, found in ((when, objects(file)) for when, file in RIGHTS.items())
     }
     assert table() == given
+
+
+def test_the_control_plane_may_read_what_it_watches_and_nothing_else():
+    kinds = pytest.importorskip("xds.sources.kinds", reason="no Kubernetes source in this tree")
+    watched = {(kind.group, kind.plural) for kind in kinds.ALWAYS}
+    for when, wanted in (
+        ("always", watched),
+        ("`controller.manageEnvoyFilters=true`", {(k.group, k.plural) for k in kinds.ISTIO}),
+    ):
+        rights = checks.rights(objects(RIGHTS[when]))
+        assert {(group, each) for group, each, verb, _ in rights if verb == "watch"} == wanted
 
 
 def test_no_account_of_ours_has_a_right_over_secrets_or_over_rights():

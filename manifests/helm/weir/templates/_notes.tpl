@@ -10,9 +10,10 @@ Weir is in namespace {{ $ns }}. Next:
        -d '{"model": "MODEL", "messages": [{"role": "user", "content": "hello"}]}'
      With several InferencePools, each is the host POOL.NAMESPACE.
 {{- else }}
-  2. kubectl -n {{ $ns }} exec deployment/weir-xds -- weir istio manifests NAMESPACE/POOL > pool.yaml
-     kubectl apply -f pool.yaml
-     This prints the EnvoyFilters for your pool; read them, keep them in your repository.
+  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gateways,httproutes,destinationrules,envoyfilters > have/objects.yaml
+     kubectl -n istio-system get deployment istiod -o yaml > have/istiod.yaml
+     weir istio manifests NAMESPACE/POOL --config have --xds-address weir-xds.{{ $ns }}.svc.{{ .Values.istio.domain }}:{{ include "weir.xdsPort" . }} > pool.yaml
+     This prints what wires your pool; read it, keep it in your repository, apply it step by step.
 {{- end }}
   3. kubectl -n {{ $ns }} exec deployment/weir-xds -- weir status --status 127.0.0.1:15014
      It works when every proxy is SYNCED and loads are seconds old. A proxy is connected to one
@@ -22,6 +23,9 @@ The xDS port is plaintext: whoever the NetworkPolicy lets in sees every pool. Th
 plugin that enforces NetworkPolicies.
 {{ else if not .Values.security.certManager.enabled }}
 Pods wait for what you bring: the Secret {{ .Values.security.secretName }}{{ if eq $clients "certificates" }} and {{ .Values.security.pickerSecretName }}{{ end }} (tls.crt, tls.key, ca.crt).
+{{ end }}
+{{- if ne $clients "plaintext" }}
+A proxy sees the pools of its own namespace; a gateway elsewhere needs a row in security.grants.
 {{ end }}
 {{- if .Values.controller.manageEnvoyFilters }}
 WARNING: controller.manageEnvoyFilters lets Weir write EnvoyFilters {{ if .Values.namespaces }}in {{ join ", " .Values.namespaces }}{{ else }}in every namespace, istiod's included{{ end }}.
