@@ -11,6 +11,8 @@ from random import Random
 
 import structlog
 
+from picker.callers import ANYBODY, Callers
+from picker.metrics import PickerMetrics, expose
 from picker.pools import Pools
 from picker.reports import report
 from picker.server import Picker, serving
@@ -28,16 +30,26 @@ class PickerOptions:
     node: str = "weir-picker"
     pool: str = ""  # for gateways that do not say which pool they ask about
     credentials: Credentials = PLAINTEXT  # for the control plane
+    callers: Callers = ANYBODY
+    metrics: str = ""  # where to serve /metrics; nowhere without
 
 
 async def run(options: PickerOptions, stopping: asyncio.Event) -> None:
-    """Run until `stopping` is set. Raises `OSError` where the address cannot be bound."""
+    """Run until `stopping` is set.
+
+    Raises `OSError` where an address cannot be bound, `SecurityError` for wrong certificates.
+    """
     clock = asyncio.get_running_loop().time
-    pools = Pools(clock)
+    pools, link = Pools(clock), Link()
     picker = Picker(pools, clock, Random(), options.pool)
-    async with serving(picker.process, options.listen) as port, asyncio.TaskGroup() as tasks:
+    async with (
+        serving(picker.process, options.listen, options.callers) as port,
+        asyncio.TaskGroup() as tasks,
+    ):
+        if options.metrics:
+            expose(options.metrics, PickerMetrics(picker, pools, link, clock))
         feed = tasks.create_task(
-            follow(options.xds, options.node, pools.feeds(), Link(), options.credentials)
+            follow(options.xds, options.node, pools.feeds(), link, options.credentials)
         )
         reports = tasks.create_task(report(options.xds, options.node, picker, options.credentials))
         gc.collect()

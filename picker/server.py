@@ -8,10 +8,10 @@ as "carry on": affinity routes it. A picker's mistake must not become a user's e
 """
 
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -20,6 +20,7 @@ from google.protobuf.message import DecodeError
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from picker import reply
+from picker.callers import ANYBODY, Callers, Context, Process
 from picker.exchange import Exchange, Phase, ProtocolError
 from picker.pools import Pools
 from picker.profile import NoEndpoint
@@ -39,7 +40,6 @@ OPTIONS = [
 ]
 DRAIN_SECONDS = 2.0
 
-Context: TypeAlias = grpc.aio.ServicerContext[Any, bytes]
 log = structlog.get_logger()
 
 
@@ -111,22 +111,24 @@ def _request(exchange: Exchange) -> Request:
 
 
 @asynccontextmanager
-async def serving(
-    process: Callable[[object, Context], Awaitable[bytes]], address: str
-) -> AsyncIterator[int]:
+async def serving(process: Process, address: str, callers: Callers = ANYBODY) -> AsyncIterator[int]:
     """Serve `process` on "host:port" until the block ends; yields the port.
 
-    Raises `OSError` where the address cannot be bound.
+    Raises `OSError` where the address cannot be bound, `SecurityError` for wrong certificates.
     """
     server = grpc.aio.server(options=OPTIONS)
-    method: Any = grpc.stream_unary_rpc_method_handler(process)
+    method: Any = grpc.stream_unary_rpc_method_handler(callers.guard(process))
     server.add_generic_rpc_handlers(
         (grpc.method_handlers_generic_handler(SERVICE, {"Process": method}),)
     )
     checks = health.aio.HealthServicer()
     health_pb2_grpc.add_HealthServicer_to_server(checks, server)
     try:
-        port = server.add_insecure_port(address)
+        credentials = callers.credentials()
+        if credentials is None:
+            port = server.add_insecure_port(address)
+        else:
+            port = server.add_secure_port(address, credentials)
     except RuntimeError as error:
         raise OSError(f"cannot listen on {address}: {error}") from error
     await server.start()

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from picker.app import PickerOptions, run
+from picker.callers import Callers
 from weir.running import run_until_told
 from xds.client import Credentials
 
@@ -21,6 +22,16 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--xds-cert", type=FILE, help="Our certificate for it (mutual TLS).")
 @click.option("--xds-key", type=FILE, help="The key of --xds-cert.")
 @click.option("--xds-token", type=FILE, help="A file with our bearer token for it.")
+@click.option("--tls-cert", type=FILE, help="Our certificate for those who ask.")
+@click.option("--tls-key", type=FILE, help="The key of --tls-cert.")
+@click.option("--client-ca", type=FILE, help="Who asks shows a SPIFFE certificate of this CA.")
+@click.option(
+    "--allow",
+    multiple=True,
+    metavar="NAMESPACE/ACCOUNT",
+    help="Who may ask, with --client-ca; a pattern, repeatable.",
+)
+@click.option("--metrics", default="", metavar="HOST:PORT", help="Serve /metrics there.")
 @click.option("--json-logs", is_flag=True, help="Log JSON lines.")
 def command(  # noqa: PLR0913 - its options
     *,
@@ -31,6 +42,11 @@ def command(  # noqa: PLR0913 - its options
     xds_cert: Path | None,
     xds_key: Path | None,
     xds_token: Path | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    client_ca: Path | None,
+    allow: tuple[str, ...],
+    metrics: str,
     json_logs: bool,
 ) -> None:
     """Answer Envoy's ext_proc calls with the endpoint that should get the request.
@@ -42,7 +58,8 @@ def command(  # noqa: PLR0913 - its options
     if xds_ca is None and (xds_cert or xds_key or xds_token):
         raise click.UsageError("credentials are never sent in plaintext: --xds-ca is missing")
     credentials = Credentials(xds_ca, xds_cert, xds_key, xds_token)
-    options = PickerOptions(xds=xds, listen=listen, node=node, pool=pool, credentials=credentials)
+    callers = Callers(tls_cert, tls_key, client_ca, allow)
+    options = PickerOptions(xds, listen, node, pool, credentials, callers, metrics)
 
     async def main(stopping: asyncio.Event) -> None:
         await run(options, stopping)

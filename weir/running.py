@@ -12,7 +12,7 @@ import click
 import structlog
 
 from xds.manifests import ManifestError
-from xds.security import SecurityError
+from xds.tls import SecurityError
 
 
 def configure_logging(*, as_json: bool) -> None:

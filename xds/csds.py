@@ -17,10 +17,10 @@ from google.protobuf.message import DecodeError
 from xds.access import EVERYTHING, Denied, Identity, Node, scope_of
 from xds.proto.envoy.admin.v3 import config_dump_shared_pb2 as shared
 from xds.proto.envoy.service.status.v3 import csds_pb2
-from xds.security import Unauthenticated
 from xds.session import Session
 from xds.snapshot import Snapshot
 from xds.streams import Context, XdsServer
+from xds.tls import Unauthenticated
 
 SERVICE = "envoy.service.status.v3.ClientStatusDiscoveryService"
 

@@ -16,8 +16,8 @@ from google.protobuf.message import DecodeError
 from xds.access import Denied, Node, Scope, scope_of
 from xds.loads import LoadReports
 from xds.proto.envoy.service.load_stats.v3 import lrs_pb2
-from xds.security import Unauthenticated
 from xds.streams import Context, XdsServer
+from xds.tls import Unauthenticated
 
 SERVICE, METHOD = "envoy.service.load_stats.v3.LoadReportingService", "StreamLoadStats"
 INTERVAL_SECONDS = 1

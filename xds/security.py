@@ -4,35 +4,20 @@
     mutual TLS         the SPIFFE id in the client's certificate, spiffe://<domain>/ns/<ns>/sa/<account>
     TLS and tokens     "authorization: Bearer …", given to a `Verifier`
 
-Certificates are files, looked at for every handshake: a renewed one is served from the next
-connection on, and streams that are open stay open. A renewal that cannot be read or does not fit
-its key keeps the last good pair.
+Certificates are read anew for every connection (`xds.tls`).
 """
 
-import re
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import grpc
-import structlog
 import yaml
 
 from xds.access import Grant, GrantsError, Identity, parse_grants
+from xds.tls import SecurityError, Unauthenticated, server_credentials, spiffe_identity
 
-SPIFFE = re.compile(r"spiffe://[^/]+/ns/([^/]+)/sa/([^/]+)")
 BEARER = "bearer "
-
-log = structlog.get_logger()
-
-
-class Unauthenticated(Exception):
-    """No credentials, or none that are worth anything; the message is for the client."""
-
-
-class SecurityError(ValueError):
-    """The server's own credentials are wrong; the message names the file."""
 
 
 class Verifier(Protocol):
@@ -104,12 +89,9 @@ class Security:
     def credentials(self) -> grpc.ServerCredentials:
         """TLS credentials that follow their files. Raises `SecurityError`."""
         self.check()
-        files = _Files(self)
-        return grpc.dynamic_ssl_server_credentials(
-            files.first,
-            files.renewed,  # type: ignore[arg-type]  # None: as before; the stubs forget it
-            require_client_authentication=self.client_ca is not None,
-        )
+        if self.certificate is None or self.key is None:
+            raise SecurityError("plaintext has no credentials")
+        return server_credentials(self.certificate, self.key, self.client_ca)
 
     async def identify(self, context: Any) -> Identity | None:
         """Who the stream belongs to; None on a plaintext port. Raises `Unauthenticated`."""
@@ -122,56 +104,9 @@ class Security:
         return await self.verifier(bearer_token(context.invocation_metadata() or ()))
 
 
-def spiffe_identity(auth: Mapping[str, Any]) -> Identity:
-    """From gRPC's auth context of a connection with a client certificate."""
-    for raw in auth.get("peer_spiffe_id", ()):
-        uri = raw.decode() if isinstance(raw, bytes) else raw
-        if match := SPIFFE.fullmatch(uri):
-            return Identity(match[1], match[2], "certificate")
-    raise Unauthenticated("the certificate has no spiffe://<domain>/ns/<ns>/sa/<account>")
-
-
 def bearer_token(metadata: Any) -> str:
     for key, value in metadata:
         text = value.decode("latin-1") if isinstance(value, bytes) else value
         if key == "authorization" and text[: len(BEARER)].lower() == BEARER:
             return str(text[len(BEARER) :])
     raise Unauthenticated("no 'authorization: Bearer' in the metadata")
-
-
-class _Files:
-    """Certificate files as gRPC's certificate configuration; called from gRPC's threads."""
-
-    def __init__(self, security: Security) -> None:
-        chosen = (security.certificate, security.key, security.client_ca)
-        self._paths = [path for path in chosen if path is not None]
-        try:
-            self._last = self._read()
-        except OSError as error:
-            raise SecurityError(f"{error.filename}: {error.strerror}") from error
-        self.first = self._configuration(self._last)
-
-    def renewed(self) -> grpc.ServerCertificateConfiguration | None:
-        """The new configuration, or None to go on with the last."""
-        try:
-            contents = self._read()
-        except OSError as error:
-            log.warning("certificate not readable; the last one stands", problem=str(error))
-            return None
-        if contents == self._last:
-            return None
-        if missing := [path for path, text in zip(self._paths, contents, strict=True) if not text]:
-            log.warning("certificate file is empty; the last one stands", file=str(missing[0]))
-            return None
-        self._last = contents
-        log.info("certificate renewed", file=str(self._paths[0]))
-        return self._configuration(contents)
-
-    def _read(self) -> list[bytes]:
-        return [path.read_bytes() for path in self._paths]
-
-    def _configuration(self, contents: list[bytes]) -> grpc.ServerCertificateConfiguration:
-        certificate, key, *roots = contents
-        return grpc.ssl_server_certificate_configuration(
-            [(key, certificate)], root_certificates=roots[0] if roots else None
-        )

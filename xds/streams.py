@@ -40,9 +40,10 @@ from xds.latest import Latest
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
 from xds.roster import Roster
 from xds.scoping import Views, scoped
-from xds.security import Security, Unauthenticated
+from xds.security import Security
 from xds.session import Session
 from xds.snapshot import Snapshot, TypeUrl
+from xds.tls import Unauthenticated
 from xds.traffic import Traffic
 
 PATIENCE_SECONDS = 0.1  # with streams that are slow to take a push, before others have their turn

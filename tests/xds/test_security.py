@@ -13,9 +13,10 @@ from xds.access import Grant
 from xds.client import Credentials, Link, follow
 from xds.latest import Latest
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
-from xds.security import Security, SecurityError, StaticTokens, read_grants
+from xds.security import Security, StaticTokens, read_grants
 from xds.server import serving
 from xds.snapshot import Snapshot, TypeUrl
+from xds.tls import SecurityError
 
 ENDPOINT = TypeUrl.ENDPOINT.value
 TEAM = "spiffe://cluster.local/ns/team/sa/proxy"
