@@ -21,8 +21,8 @@ SECOND = "outbound|8000||llm-weir.ns.svc.cluster.local"
 VIP = "inbound-vip|8000|http|llm.ns.svc.cluster.local"
 
 
-def theirs(proxy):
-    document = json.loads((ISTIOD / proxy / "endpoints.json").read_text())
+def theirs(unpatched):
+    document = json.loads((ISTIOD / "unpatched" / unpatched / "endpoints.json").read_text())
     return {each["cluster_name"]: each for each in document}
 
 
@@ -52,11 +52,16 @@ def unweighed(value):
 
 
 @pytest.mark.parametrize(
-    ("proxy", "cluster"),
-    [("gateway", POOL), ("gateway", SECOND), ("waypoint", SECOND), ("waypoint", VIP)],
+    ("unpatched", "cluster"),
+    [
+        ("gateway", POOL),
+        ("gateway", SECOND),
+        ("waypoint-second-service", SECOND),
+        ("waypoint-second-service", VIP),
+    ],
 )
-def test_only_weights_and_priorities_differ_from_istiods(proxy, cluster):
-    assert unweighed(ours()[cluster]) == unweighed(theirs(proxy)[cluster])
+def test_only_weights_and_priorities_differ_from_istiods(unpatched, cluster):
+    assert unweighed(ours()[cluster]) == unweighed(theirs(unpatched)[cluster])
 
 
 def test_every_istio_cluster_belongs_to_its_pool_and_none_is_served_unasked():
