@@ -7,6 +7,8 @@ xds.type.matcher.v3.IPMatcher, is added.
 
 import importlib
 import re
+import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -76,7 +78,8 @@ def message(cls, value):
     Raises `UnknownTypeError`, `KeyError` for a field that `cls` does not have, and `ValueError`.
     """
     _load(value)
-    return cls.from_dict(value)
+    with _istiods_age():
+        return cls.from_dict(value)
 
 
 def canonical(cls, value):
@@ -86,11 +89,21 @@ def canonical(cls, value):
 
 def serialised(kind, value):
     """The bytes of one of the `KINDS`."""
-    return bytes(message(KINDS[kind], value))
+    made = message(KINDS[kind], value)
+    with _istiods_age():
+        return bytes(made)
 
 
 def snake(name):
     return CAMEL.sub(lambda match: f"_{match[0]}", name).lower()
+
+
+@contextmanager
+def _istiods_age():
+    """istiod uses fields that are deprecated."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        yield
 
 
 def _load(value):
