@@ -323,7 +323,7 @@ def test_filters_go_by_priority_then_root_namespace_then_creation_then_name():
     assert last(document("b", 2), document("a", 1)) == "2s"
     assert last(document("a", 1, created="2026-02-01T00:00:00Z"), document("b", 2)) == "1s"
     assert last(document("z", 1, namespace="istio-system"), document("a", 2)) == "2s"
-    assert last(document("a", 1, priority=1), document("z", 2, namespace="istio-system")) == "1s"
+    assert last(document("a", 1), document("z", 2, namespace="istio-system", priority=1)) == "2s"
 
 
 def test_a_cluster_that_one_filter_adds_no_filter_merges():

@@ -55,7 +55,7 @@ sources = st.builds(lambda one, other: one | other, specifiers, common)
 policies = st.fixed_dictionaries(
     {},
     optional={
-        "overprovisioning_factor": st.integers(0, 200).filter(lambda n: n != 1),
+        "overprovisioning_factor": st.sampled_from([0, 140]),
         "weighted_priority_health": st.booleans(),
         "endpoint_stale_after": durations,
     },
@@ -119,6 +119,15 @@ def test_a_duration_is_replaced_where_protobuf_would_mix_two():
     cluster = {"connect_timeout": "10s"}
     merge(Cluster, cluster, canonical(Cluster, {"connect_timeout": "0.25s"}))
     assert cluster == {"connect_timeout": "0.250s"}
+
+
+def test_a_wrapper_of_zero_changes_nothing_where_there_is_one():
+    cluster = {"per_connection_buffer_limit_bytes": 32768}
+    zero = canonical(Cluster, {"per_connection_buffer_limit_bytes": 0})
+    merge(Cluster, cluster, zero)
+    assert cluster == {"per_connection_buffer_limit_bytes": 32768}
+    merge(Cluster, empty := {}, zero)
+    assert empty == {"per_connection_buffer_limit_bytes": 0}
 
 
 def test_an_any_is_replaced_whole():

@@ -83,6 +83,18 @@ async def test_a_proxy_that_starts_while_weir_is_away_serves_from_its_twins_copy
         assert follows(served, {"llm-0": 1, "llm-1": 3}), served
 
 
+@pytest.mark.parametrize("shape", ["gateway", "waypoint-second-service"])
+async def test_a_shape_that_goes_leaves_istiods_own_weights_and_may_come_again(tmp_path, shape):
+    async with mesh(tmp_path, shape) as made:
+        await made.has(1, 3)
+        async with made.traffic.under_load() as load:
+            await made.apply([])
+            await made.has(1, 1)
+            await made.apply(made.shape.filters)
+            await made.has(1, 3)
+        assert load.failures == {}
+
+
 async def test_istiods_pushes_do_not_wait_so_a_route_may_come_before_its_cluster_is_warm(tmp_path):
     """What the stand-in must not hide: a cluster and its route, installed in one step."""
     shape = SHAPES["waypoint-own-cluster"]
