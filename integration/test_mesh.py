@@ -106,15 +106,26 @@ async def test_istiods_pushes_do_not_wait_so_a_route_may_come_before_its_cluster
 
 async def test_a_cluster_that_was_warm_before_its_route_came_costs_no_request(tmp_path):
     shape = SHAPES["waypoint-own-cluster"]
-    (first,) = shape.filters
-    patches = first["spec"]["configPatches"]
-    first["spec"]["configPatches"] = [each for each in patches if each["applyTo"] != "HTTP_ROUTE"]
     async with mesh(tmp_path, shape, [], weir=False) as made:
         async with made.traffic.under_load() as load:
-            await made.apply([first])
+            await made.apply(without_route(shape))
             await made.has(1, 1)  # as istiod's original cluster has them
             await made.apply(shape.filters)
         assert load.failures == {}
+
+
+@pytest.mark.parametrize(("drain_seconds", "status"), [(45, 503), (1, 200)])
+async def test_a_connection_that_idles_has_the_route_that_it_began_with_until_it_is_drained(
+    tmp_path, drain_seconds, status
+):
+    """Even where the route went before its cluster: a waypoint's routes are in its listener."""
+    async with mesh(tmp_path, "waypoint-own-cluster", drain_seconds=drain_seconds) as made:
+        assert (await made.traffic.request()).status == 200
+        await made.apply(without_route(made.shape))
+        if drain_seconds == 1:
+            await made.drained()
+        await made.apply([])
+        assert (await made.traffic.request()).status == status
 
 
 async def test_a_patch_that_changes_nothing_is_not_passed_over(tmp_path):
@@ -143,6 +154,14 @@ async def test_weir_itself_and_its_picker_run_in_the_mesh(tmp_path):
             await made.picker.start()
             await made.weighs(1, 1, 3, times=100)
         assert load.failures == {}
+
+
+def without_route(shape):
+    """The shape's patches, the route's left out: the first step of its installation."""
+    (document,) = shape.filters
+    patches = document["spec"]["configPatches"]
+    document["spec"]["configPatches"] = [p for p in patches if p["applyTo"] != "HTTP_ROUTE"]
+    return [document]
 
 
 async def a_key_of(running, pod):

@@ -19,6 +19,7 @@ from integration.mesh.weir import ControlPlane, RealPicker, SteeredPicker
 from integration.mesh.ztunnel import FarEnd
 from integration.mesh.ztunnel import bootstrap as bootstrap_of_ztunnel
 from tests.certificates import Authority
+from weir.stack import wait_until
 
 ACCOUNTS = {Kind.WAYPOINT: "waypoint", Kind.GATEWAY: "inference-gateway-istio"}
 
@@ -72,6 +73,15 @@ class Mesh:
         """Wait until the proxy has accepted all that istiod sent it."""
         await self.istiod.settled()
         assert self.istiod.refusals == {}, self.istiod.refusals
+
+    async def drained(self, seconds=60):
+        """Wait until no connection is on a filter chain that was replaced."""
+
+        async def are():
+            name = "listener_manager.total_filter_chains_draining"
+            return (await self.proxy.stats(f"^{name}$"))[name] == 0
+
+        await wait_until(are, seconds=seconds)
 
     async def weighs(self, *weights, cluster=None, times=1, seconds=15):
         """Give the Pods these weights, and wait until the proxy has them, so many `times`.
