@@ -25,7 +25,7 @@ Key: TypeAlias = tuple[str, str, str]  # kind, namespace, name
 Place: TypeAlias = tuple[str, str]  # pool and Gateway, each "<namespace>/<name>"
 
 POOL, GATEWAY, STEP = "weir.dev/pool", "weir.dev/gateway", "weir.dev/step"
-SETTLE_SECONDS = 10.0  # for proxies to have taken a removal, before what it relied on goes too
+SETTLE_SECONDS = 60.0  # connections stay under old routes while Istio drains them, for 45 s
 
 
 def key_of(item: Object) -> Key:
