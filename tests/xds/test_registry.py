@@ -2,6 +2,7 @@
 
 import copy
 
+import msgspec
 import pytest
 import yaml
 from hypothesis import given
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.xds.test_manifests import POD, POOL, annotated, changed
 from xds import registry
-from xds.manifests import ManifestError, read
+from xds.manifests import Manifest, ManifestError, Metadata, read
 from xds.pool import Mode, Policy, Tier
 from xds.problems import Reason
 from xds.registry import Standing
@@ -91,6 +92,34 @@ def test_of_a_pool_that_cannot_be_one_the_last_good_form_stands(path, value, wor
     assert standing.pools(manifests(bad, other, POD))[0].keys() == {"prod/other"}
     with pytest.raises(ManifestError, match="prod/llama"):
         registry.pools(manifests(bad))
+
+
+class Identified(Metadata, frozen=True):
+    uid: str = ""
+
+
+def identified(manifest, uid):
+    metadata = Identified(
+        manifest.object.metadata.name,
+        manifest.object.metadata.namespace,
+        annotations=manifest.object.metadata.annotations,
+        uid=uid,
+    )
+    return Manifest("api", msgspec.structs.replace(manifest.object, metadata=metadata))
+
+
+def test_what_was_good_was_that_objects_and_not_that_of_its_successor():
+    (good,) = manifests(annotated(POOL, mode="freeze"))
+    (bad,) = manifests(changed(annotated(POOL, mode="ice"), ["spec", "targetPorts"], []))
+    standing = Standing()
+    standing.pools([identified(good, "u1")])
+    assert standing.pools([identified(bad, "u1")])[0]["prod/llama"].policy.mode is Mode.FREEZE
+    found, problems = standing.pools([identified(bad, "u2")])
+    assert found == {}
+    assert {each.uid for each in problems} == {"u2"}
+    (mended,) = manifests(annotated(POOL, mode="ice"))
+    found, _ = standing.pools([identified(mended, "u2")])
+    assert found["prod/llama"].policy.mode is Mode.ACTIVE
 
 
 def test_annotations_of_a_pool_that_cannot_be_one_have_effect_on_its_last_form():

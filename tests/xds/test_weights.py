@@ -437,10 +437,12 @@ def test_the_dead_of_a_frozen_pool_get_no_requests_while_others_live():
 
 def test_a_frozen_pool_whose_others_die_is_served_by_who_had_spilled_over():
     state, _ = steps(pool(A, B, queue_threshold=20), lambda n: waits(n, a=40, b=0))
-    frozen = pool(A, B, mode=Mode.FREEZE, queue_threshold=20)
+    frozen, spare = pool(A, B, mode=Mode.FREEZE, queue_threshold=20), endpoint("c", priority=1)
     dead = waits(60.0, a=40) | {B.id: seen(reachability=REFUSED)}
     _, (shares,) = run(frozen, dead, state=state, start=60.0)
     assert (shares[A.id].priority, shares[B.id].priority) == (0, 1)
+    _, (shares,) = run(replace(frozen, endpoints=(*frozen.endpoints, spare)), dead, state=state)
+    assert shares[A.id].priority < shares[spare.id].priority < shares[B.id].priority
 
 
 def test_members_come_and_go_in_a_frozen_pool():
