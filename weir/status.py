@@ -30,7 +30,7 @@ def status(address: str, *, as_json: bool) -> None:
     """Pools, endpoints, and every proxy and picker: SYNCED, STALE or NACKED, by type.
 
     Status 0 if all is well, 1 if a client refuses something, a policy or weights are in quarantine
-    or a manifest is wrong, 2 if the control plane does not answer.
+    or a manifest or an object is wrong, 2 if the control plane does not answer.
     """
     view = _fetch(address)
     if as_json:

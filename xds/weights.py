@@ -121,8 +121,10 @@ def step(
     spilled = _spilled(serving, {name for name, each in memory.items() if each.saturated})
     weights = _weights(policy, members, memory, state.computed)
     computed = _shares(members, serving, weights, spilled)
-    weights, spilled = _in_effect(state, policy, members, weights, spilled)
-    shares = _shares(members, serving, weights, _spilled(serving, spilled))
+    shares = computed
+    if policy.mode is not Mode.ACTIVE:
+        weights, spilled = _without_load(state, policy, members)
+        shares = _shares(members, serving, weights, _spilled(serving, spilled))
     echo, promoted_at = _echo(state, shares, now)
     last = {each.id: state.weights[each.id] for each in pool.endpoints if each.id in state.weights}
     last |= weights
@@ -190,8 +192,9 @@ def _control(
     }
     centre = math.fsum(moved.values()) / len(moved)
     low, high = math.log(policy.weight_min), math.log(policy.weight_max)
+    limited = {name: max(low, min(high, each - centre)) for name, each in moved.items()}
     return {
-        name: replace(each, integral=max(low, min(high, moved[name] - centre)))
+        name: Memory(each.load, limited[name], each.healthy_steps, each.saturated, each.calm_steps)
         for name, each in memory.items()
     }
 
@@ -213,23 +216,17 @@ def _spilled(serving: list[Endpoint], full: Collection[EndpointId]) -> frozenset
     return spilled if len(spilled) < len(first) else frozenset()
 
 
-def _in_effect(
+def _without_load(
     state: State,
     policy: Policy,
     members: list[Endpoint],
-    weights: dict[EndpointId, int],
-    spilled: frozenset[EndpointId],
 ) -> tuple[dict[EndpointId, int], frozenset[EndpointId]]:
-    """What of the weights and of the spill-over the pool's mode lets have effect."""
-    match policy.mode:
-        case Mode.ACTIVE:
-            return weights, spilled
-        case Mode.OBSERVE | Mode.UNIFORM:
-            return {each.id: SCALE for each in members}, frozenset()
-        case Mode.FREEZE:
-            stated = _stated(policy, members)
-            kept = {each.id: state.weights.get(each.id, stated[each.id]) for each in members}
-            return kept, state.spilled
+    """Weights, and who has spilled over, in the modes that do not follow the load."""
+    if policy.mode is not Mode.FREEZE:
+        return {each.id: SCALE for each in members}, frozenset()
+    stated = _stated(policy, members)
+    kept = {each.id: state.weights.get(each.id, stated[each.id]) for each in members}
+    return kept, state.spilled
 
 
 def _shares(
@@ -261,16 +258,16 @@ def _weights(
         for each in members
     }
     mean = math.fsum(factors.values()) / len(factors) if factors else 1.0
-    limit = _limit(members)
-    weights, least, most = {}, {}, {}
+    limit, weights = _limit(members), {}
     for each in members:
         factor = max(low, min(high, factors[each.id] / mean))
         weights[each.id] = _weight(each, factor, limit)
-        least[each.id], most[each.id] = _weight(each, low, limit), _weight(each, high, limit)
-    last = {name: share.weight for name, share in before.items()}
     if _is_near(weights, stated := _stated(policy, members)):
         return stated
-    if _is_near(weights, last) and all(least[n] <= last[n] <= most[n] for n in weights):
+    last = {name: share.weight for name, share in before.items()}
+    if _is_near(weights, last) and all(
+        _weight(each, low, limit) <= last[each.id] <= _weight(each, high, limit) for each in members
+    ):
         return last
     return weights
 

@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.manifests.checks import invalid
 from xds import operators
 from xds.manifests import read
 from xds.operators import CONTROLLER, REPEAT_SECONDS, Service, Subject, Told
@@ -40,6 +41,7 @@ def test_an_event_is_one_that_an_api_server_takes_and_a_person_understands():
     }
     assert (made["type"], made["reason"], made["count"]) == ("Warning", "BadValue", 1)
     assert made["firstTimestamp"] == made["lastTimestamp"] == "2027-01-15T08:00:00Z"
+    assert invalid(made) == []
     assert made["message"].startswith("weir.dev/mode: one of active, not 'stop'; the last good")
 
 
