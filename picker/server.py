@@ -89,6 +89,13 @@ class Picker:
         if state is None:
             self.counts["unknown pool"] += 1
             return exchange.answers(None)
+        if state.view.observing:
+            self.counts["observing"] += 1
+            return exchange.answers(None)
+        if exchange.headers.get(state.view.session_header):
+            # Every proxy's hash has the same place for a session, whichever picker is asked.
+            self.counts["session"] += 1
+            return exchange.answers(None)
         try:
             pick = state.pick(_request(exchange), self._clock(), self._rng, exchange.subset)
         except NoEndpoint:

@@ -9,6 +9,7 @@ from importlib import import_module
 import click
 
 COMMANDS = {
+    "annotations": "weir.tuning:command",
     "bench": "weir.bench.command:bench",
     "diff": "weir.status:diff",
     "demo": "weir.demo.command:demo",

@@ -30,7 +30,7 @@ def status(address: str, *, as_json: bool) -> None:
     """Pools, endpoints, and every proxy and picker: SYNCED, STALE or NACKED, by type.
 
     Status 0 if all is well, 1 if a client refuses something, a policy or weights are in quarantine
-    or a manifest is wrong, 2 if the control plane does not answer.
+    or a manifest or an object is wrong, 2 if the control plane does not answer.
     """
     view = _fetch(address)
     if as_json:
@@ -120,7 +120,7 @@ def _pools(view: Mapping[str, Any]) -> Table:
         for number, each in enumerate(pool["endpoints"] or [{}]):
             table.add_row(
                 name if not number else "",
-                pool["policy"] if not number else "",
+                _policy(pool) if not number else "",
                 each.get("endpoint", "no endpoints"),
                 _or_dash(each.get("weight")),
                 _or_dash(each.get("priority")),
@@ -129,6 +129,11 @@ def _pools(view: Mapping[str, Any]) -> Table:
                 _or_dash(each.get("age_seconds"), "{:.1f} s old".format),
             )
     return table
+
+
+def _policy(pool: Mapping[str, Any]) -> str:
+    mode = pool.get("mode", "active")
+    return str(pool["policy"]) if mode == "active" else f"{pool['policy']}, {mode}"
 
 
 def _clients(view: Mapping[str, Any]) -> Table:
@@ -153,6 +158,10 @@ def _clients(view: Mapping[str, Any]) -> Table:
 
 def _troubles(view: Mapping[str, Any]) -> list[str]:
     lines = [f"manifest refused: {problem}" for problem in view["problems"]]
+    lines += [
+        f"{each['kind']} {each['namespace']}/{each['name']}: {each['message']}"
+        for each in view.get("faults", [])
+    ]
     for name, pool in view["pools"].items():
         lines += [
             f"{name}: {each['what']} in quarantine until it changes: {each['reason'][:200]}"

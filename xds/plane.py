@@ -11,6 +11,8 @@ Invariants:
 1. A pool whose loads are unknown is still served: unknown is neutral, never absent.
 2. `weigh` changes shares only; membership comes from `configure` alone.
 3. One pool's trouble changes no other pool's bytes.
+4. Of a policy, only what proxies are configured with is put on trial; the weigher and the scraper
+   follow the operator at once. Pickers are told of affinity when the proxies are.
 """
 
 from collections.abc import Mapping
@@ -83,8 +85,12 @@ class Plane:
         return self._observations
 
     def shares(self, name: PoolName) -> Mapping[EndpointId, Share]:
-        """What `weigh` last said of the pool's endpoints."""
+        """What of the pool's endpoints is pushed."""
         return self._lines[name].shares
+
+    def computed(self, name: PoolName) -> Mapping[EndpointId, Share]:
+        """What would be, if the pool's mode were active."""
+        return self._lines[name].state.computed
 
     def quarantines(self, name: PoolName) -> list[Quarantine]:
         """What of the pool clients refused and does not have effect."""
@@ -102,7 +108,7 @@ class Plane:
         for name, pool in pools.items():
             line = known.get(name)
             if line is None or line.pool != pool:
-                state = line.state if line is not None else weights.State()
+                state = line.state.pushed(line.shares) if line is not None else weights.State()
                 offered = line.offered if line is not None else {}
                 shares = weights.step(state, pool, self._observations, now)
                 line = _Line(pool, *shares, offered=offered)
@@ -111,7 +117,9 @@ class Plane:
         for line in self._lines.values():
             for member in line.pool.endpoints:
                 self._lines_of.setdefault(member.id, []).append(line)
-        self.trials.configure(pools.values())
+        self.trials.configure(
+            replace(pool, policy=pool.policy.of_proxies) for pool in pools.values()
+        )
 
     def roll_back(self, verdict: Verdict) -> None:
         """Most clients of a resource refuse it: take weights or policy back, never members."""
@@ -147,7 +155,10 @@ class Plane:
     def snapshot(self, now: float) -> Snapshot:
         """The resources as of now; what did not change keeps its bytes and its version."""
         if self._policies != self.trials.in_effect:
-            self._policies = dict(self.trials.in_effect)
+            before, self._policies = self._policies or {}, dict(self.trials.in_effect)
+            for name, line in self._lines.items():
+                if before.get(name) != self._policies[name]:
+                    line.members = None
             self._config, self._tenants = self._compose(self._policies)
         owners = {
             resource: name
@@ -187,7 +198,7 @@ class Plane:
             if line.assignments is None:
                 line.assignments = _assignments(line)
             if line.members is None:
-                line.members = wire.encode_pool(line.pool, line.shares)
+                line.members = wire.encode_pool(self._for_pickers(line.pool), line.shares)
             if line.loads is None:
                 line.loads = wire.encode_loads(name, self._loads_of(line.pool), now)
             assignments |= line.assignments
@@ -197,6 +208,13 @@ class Plane:
             TypeUrl.POOL: members,
             TypeUrl.POOL_LOAD: loads,
         }
+
+    def _for_pickers(self, pool: Pool) -> Pool:
+        """The pool, with the affinity that its proxies have."""
+        theirs = self.trials.in_effect[pool.name]
+        header = theirs.session_header
+        policy = replace(pool.policy, affinity=theirs.affinity, session_header=header)
+        return replace(pool, policy=policy)
 
     def _remember(self, line: _Line) -> None:
         """Which shares a version stood for, so that they can be gone back to."""

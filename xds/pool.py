@@ -23,6 +23,33 @@ class Tier(Enum):
     LEAST_REQUEST = "least-request"  # Envoy, uniform weights: a baseline
 
 
+class Mode(Enum):
+    """How much of what Weir decides has effect (annotation `weir.dev/mode`).
+
+    Members, what drains, what is dead and the operator's own priorities are followed in all.
+    """
+
+    ACTIVE = "active"
+    OBSERVE = "observe"  # nothing: weights are uniform and pickers let requests pass
+    FREEZE = "freeze"  # the last weights stand
+    UNIFORM = "uniform"  # weights are uniform
+
+
+class Affinity(Enum):
+    """What keeps requests together on an endpoint (annotation `weir.dev/affinity`)."""
+
+    PREFIX = "prefix"  # the model and the beginning of the prompt
+    ADAPTER = "adapter"  # the model, which is an adapter's name
+    SESSION = "session"  # a header; where a request has none, its prefix
+
+
+class Body(Enum):
+    """What the picker is asked with (annotation `weir.dev/body`)."""
+
+    DIGESTS = "digests"  # headers only: the prompt stays in the proxy
+    BUFFERED = "buffered"  # the body too
+
+
 @dataclass(frozen=True, slots=True)
 class Mesh:
     """What Istio knows of a Pod; nothing, where there is no Istio."""
@@ -55,6 +82,7 @@ class Endpoint:
     ready: bool = True
     draining: bool = False
     speed: float = 1.0  # relative capacity (annotation `weir.dev/capacity` on the Pod)
+    priority: int = 0  # that the operator wants at best (`weir.dev/priority` on the Pod)
     engine: str = "vllm"
     mesh: Mesh = Mesh()
 
@@ -69,11 +97,31 @@ class Objective:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What the operator's annotations on the InferencePool ask for."""
+    """What the operator's annotations on the InferencePool ask for; see `xds.tuning`."""
 
     tier: Tier = Tier.PICK
     hash_balance_factor: int = 125  # per cent; maglev with bounded load
     scrape_interval_seconds: float = 0.2
+    mode: Mode = Mode.ACTIVE
+    affinity: Affinity = Affinity.PREFIX
+    session_header: str = "x-session-id"
+    body: Body = Body.DIGESTS
+    queue_threshold: int | None = None  # requests waiting; saturated from here on
+    kv_threshold: float | None = None  # 0 to 1, likewise
+    smoothing: float = 0.3  # part of a second's new loads in the smoothed one
+    weight_min: float = 0.1  # bounds of the controller's factor
+    weight_max: float = 10.0
+
+    @property
+    def of_proxies(self) -> "Policy":
+        """The part that proxies are configured with; the rest changes nothing for them."""
+        return Policy(
+            tier=self.tier,
+            hash_balance_factor=self.hash_balance_factor,
+            affinity=self.affinity,
+            session_header=self.session_header,
+            body=self.body,
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,13 +1,17 @@
 """Objects of Kubernetes → pools: which Pods a pool selects, on which ports, under which policy.
 
-Annotations under `weir.dev/` tune a pool or a Pod. One that we do not know, or whose value is
-wrong, is refused with the object it stands on: never ignored, never guessed.
+There are two ways to take a fault. `pools` is for manifests from files: it raises on the first one,
+and whoever has the file keeps what was good. `Standing` is for objects of an API server, which are
+there whatever we think of them: a fault costs what it concerns and nothing else, and is told as a
+`Problem`. Of a bad annotation the last good value stands, of a pool that cannot be one its last
+good form, and of two objects that claim the same the first.
 """
 
-import difflib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple, TypeAlias
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from ipaddress import ip_address
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from xds.exposition import ENGINES
 from xds.istio import assignment as istio
@@ -19,19 +23,34 @@ from xds.manifests import (
     Pod,
     Service,
 )
-from xds.pool import Endpoint, IstioCluster, Objective, Policy, Pool, PoolName, Tier
+from xds.pool import Endpoint, EndpointId, IstioCluster, Objective, Policy, Pool, PoolName
+from xds.problems import Problem, Reason
+from xds.tuning import PREFIX, LastGood, ObjectKey, On, read
 
-PREFIX = "weir.dev/"
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 PORTS = range(1, 65536)
+GONE = frozenset({"Failed", "Succeeded"})
 
-Parse: TypeAlias = Callable[[str], Any]  # raises ValueError with what would have been right
+Values: TypeAlias = Mapping[str, Any]  # what annotations say, by field
 
 
-class _Tuning(NamedTuple):
-    pool: InferencePool
-    policy: Policy
-    engine: str
+class _Judge(Protocol):
+    """What becomes of faults."""
+
+    def values(self, manifest: Manifest, on: On) -> Values:
+        """What the annotations of an object come to."""
+
+    def form(self, manifest: Manifest, pool: InferencePool, wrong: str) -> InferencePool | None:
+        """The pool to go by; `wrong` says why this cannot be one, or nothing."""
+
+    def twin(self, manifest: Manifest, first: Manifest) -> None:
+        """An object that is there already; it is passed over."""
+
+    def no_address(self, manifest: Manifest, right: str) -> None:
+        """A Pod that cannot be reached; it is no member."""
+
+    def doubt(self, manifest: Manifest, reason: Reason, right: str, value: str = "") -> None:
+        """Something that is allowed, and may not be meant."""
 
 
 def pools(manifests: Iterable[Manifest], istio_domain: str = "") -> dict[PoolName, Pool]:
@@ -40,56 +59,191 @@ def pools(manifests: Iterable[Manifest], istio_domain: str = "") -> dict[PoolNam
     With the mesh's `istio_domain` ("cluster.local") also the clusters that istiod makes of a pool,
     and of the Services that select what the pool selects.
     """
-    found: dict[PoolName, _Tuning] = {}
-    pods: list[tuple[Pod, Mapping[str, Any]]] = []
+    return _pools(manifests, istio_domain, _Strict())
+
+
+class _Strict:
+    def values(self, manifest: Manifest, on: On) -> Values:
+        said = read(manifest.object.metadata.annotations, on)
+        for fault in said.faults:
+            where = f"{manifest.where}: metadata.annotations[{PREFIX}{fault.knob}]"
+            but = f", not {fault.value!r}" if fault.reason is Reason.BAD_VALUE else ""
+            raise ManifestError(f"{where}: {fault.right}{but}")
+        return said.values
+
+    def form(self, manifest: Manifest, pool: InferencePool, wrong: str) -> InferencePool | None:
+        if wrong:
+            raise ManifestError(f"{manifest.where}: {wrong}")
+        return pool
+
+    def twin(self, manifest: Manifest, first: Manifest) -> None:
+        raise ManifestError(f"{manifest.where}: already in {first.source}; remove one")
+
+    def no_address(self, manifest: Manifest, right: str) -> None:
+        raise ManifestError(f"{manifest.where}: {right}")
+
+    def doubt(self, manifest: Manifest, reason: Reason, right: str, value: str = "") -> None:
+        """A file may say that, and nobody listens."""
+
+
+@dataclass(slots=True)
+class Standing:
+    """What stands, of objects that are bad now; one owner, synchronous.
+
+    What was good is an object's, not a name's: made anew under its name, it starts with nothing.
+    """
+
+    istio_domain: str = ""
+    last_good: LastGood = field(default_factory=LastGood)
+    _forms: dict[ObjectKey, tuple[str, InferencePool]] = field(default_factory=dict)
+    _problems: list[Problem] = field(default_factory=list)
+
+    def pools(self, manifests: Iterable[Manifest]) -> tuple[dict[PoolName, Pool], list[Problem]]:
+        """Every pool that there is, and what is wrong with the objects now. Never raises."""
+        manifests = list(manifests)
+        keys = {manifest.key for manifest in manifests}
+        self.last_good.keep(keys)
+        self._forms = {key: form for key, form in self._forms.items() if key in keys}
+        self._problems = []
+        found = _pools(manifests, self.istio_domain, self)
+        return found, list(dict.fromkeys(self._problems))
+
+    def values(self, manifest: Manifest, on: On) -> Values:
+        annotations = manifest.object.metadata.annotations
+        values, faults = self.last_good.read(manifest.key, _uid(manifest), annotations, on)
+        for each in faults:
+            self._problems.append(
+                _problem(manifest, each.reason, each.right, each.value, each.knob)
+            )
+        return values
+
+    def form(self, manifest: Manifest, pool: InferencePool, wrong: str) -> InferencePool | None:
+        if not wrong:
+            self._forms[manifest.key] = _uid(manifest), pool
+            return pool
+        self.doubt(manifest, Reason.INVALID, wrong)
+        uid, form = self._forms.get(manifest.key, ("", None))
+        return form if uid == _uid(manifest) else None
+
+    def twin(self, manifest: Manifest, first: Manifest) -> None:
+        right = f"another {manifest.key[0]} of this name is from {first.source}; remove one"
+        self.doubt(manifest, Reason.DUPLICATE, right)
+
+    def no_address(self, manifest: Manifest, right: str) -> None:
+        self.doubt(manifest, Reason.INVALID_ADDRESS, right)
+
+    def doubt(self, manifest: Manifest, reason: Reason, right: str, value: str = "") -> None:
+        self._problems.append(_problem(manifest, reason, right, value))
+
+
+def _problem(
+    manifest: Manifest, reason: Reason, right: str, value: str = "", knob: str = ""
+) -> Problem:
+    kind, namespace, name = manifest.key
+    version = getattr(manifest.object, "api_version", "") or "v1"
+    return Problem(kind, namespace, name, reason, right, knob, value, _uid(manifest), version)
+
+
+def _uid(manifest: Manifest) -> str:
+    return str(getattr(manifest.object.metadata, "uid", ""))  # files have none
+
+
+class _Tuned(NamedTuple):
+    """A pool as it stands, and what its annotations come to."""
+
+    manifest: Manifest
+    pool: InferencePool
+    values: Values
+
+
+class _Pods:
+    """Pods and what their annotations come to, by each of their labels."""
+
+    def __init__(self) -> None:
+        self._by_label: dict[tuple[str, str, str], list[tuple[Manifest, Pod, Values]]] = {}
+
+    def add(self, manifest: Manifest, pod: Pod, values: Values) -> None:
+        for key, value in pod.metadata.labels.items():
+            place = (pod.metadata.namespace, key, value)
+            self._by_label.setdefault(place, []).append((manifest, pod, values))
+
+    def selected(self, pool: InferencePool) -> list[tuple[Manifest, Pod, Values]]:
+        namespace, wanted = pool.metadata.namespace, pool.spec.selector.match_labels.items()
+        lists = [self._by_label.get((namespace, *item), []) for item in wanted]
+        fewest = min(lists, key=len)
+        return [each for each in fewest if wanted <= each[1].metadata.labels.items()]
+
+
+def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[PoolName, Pool]:
+    tuned: dict[PoolName, _Tuned] = {}
+    pods = _Pods()
     objectives: dict[PoolName, list[Objective]] = {}
     services: list[Service] = []
-    seen: dict[tuple[str, str, str], Manifest] = {}
+    seen: dict[ObjectKey, Manifest] = {}
     for manifest in manifests:
-        if (twin := seen.setdefault(manifest.key, manifest)) is not manifest:
-            raise ManifestError(f"{manifest.where}: already in {twin.source}; remove one")
+        if (first := seen.setdefault(manifest.key, manifest)) is not manifest:
+            judge.twin(manifest, first)
+            continue
         item = manifest.object
         match item:
             case InferencePool():
-                found[_pool_name(item)] = _tuning(item, manifest.where)
+                form = judge.form(manifest, item, _wrong(item))
+                values = judge.values(manifest, On.POOL)
+                if form is not None:
+                    tuned[_pool_name(item)] = _Tuned(manifest, form, values)
             case Pod():
-                pods.append((item, _annotations(manifest, POD_ANNOTATIONS)))
+                pods.add(manifest, item, judge.values(manifest, On.POD))
             case Service():
                 services.append(item)
             case InferenceObjective():
                 name = f"{item.metadata.namespace}/{item.spec.pool_ref.name}"
                 objective = Objective(item.metadata.name, item.spec.priority)
                 objectives.setdefault(name, []).append(objective)
-    return {
+            case _:
+                pass  # of no consequence to pools
+    found = {
         name: Pool(
             name=name,
-            endpoints=_endpoints(tuning, pods),
-            policy=tuning.policy,
-            objectives=tuple(sorted(objectives.get(name, []), key=lambda each: each.name)),
-            istio_clusters=_istio_clusters(tuning.pool, services, istio_domain),
+            endpoints=_endpoints(each, pods, judge),
+            policy=replace(Policy(), **{k: v for k, v in each.values.items() if k != "engine"}),
+            objectives=tuple(sorted(objectives.get(name, []), key=lambda one: one.name)),
+            istio_clusters=_istio_clusters(each.pool, services, domain),
         )
-        for name, tuning in sorted(found.items())
+        for name, each in sorted(tuned.items())
     }
+    _tell_of_shared(found, tuned, judge)
+    return found
+
+
+def _tell_of_shared(
+    found: Mapping[PoolName, Pool], tuned: Mapping[PoolName, _Tuned], judge: _Judge
+) -> None:
+    """Two pools may have one endpoint. Each serves it, and knows nothing of the other's requests
+    but what the endpoint's load says of them.
+    """
+    owners: dict[EndpointId, PoolName] = {}
+    for name, pool in found.items():
+        firsts = {owners.setdefault(each.id, name) for each in pool.endpoints} - {name}
+        for first in sorted(firsts):
+            right = f"has endpoints of {first} too, and both serve them; give each its own Pods"
+            judge.doubt(tuned[name].manifest, Reason.SHARED_ENDPOINTS, right, first)
 
 
 def _pool_name(pool: InferencePool) -> PoolName:
     return f"{pool.metadata.namespace}/{pool.metadata.name}"
 
 
-def _tuning(pool: InferencePool, where: str) -> _Tuning:
+def _wrong(pool: InferencePool) -> str:
+    """Why this cannot be a pool, or nothing."""
     spec = pool.spec
     if not spec.target_ports:
-        raise ManifestError(f"{where}: spec.targetPorts: at least one port")
+        return "spec.targetPorts: at least one port"
     for index, port in enumerate(spec.target_ports):
         if port.number not in PORTS:
-            raise ManifestError(
-                f"{where}: spec.targetPorts[{index}].number: 1 to 65535, not {port.number}"
-            )
+            return f"spec.targetPorts[{index}].number: 1 to 65535, not {port.number}"
     if not spec.selector.match_labels:
-        raise ManifestError(f"{where}: spec.selector.matchLabels: at least one label")
-    said = _annotations(Manifest(where.partition(":")[0], pool), POOL_ANNOTATIONS)
-    engine = said.pop("engine", "")
-    return _Tuning(pool, replace(Policy(), **said), engine)
+        return "spec.selector.matchLabels: at least one label"
+    return ""
 
 
 def _istio_clusters(
@@ -118,24 +272,48 @@ def _workload(pod: Pod) -> str:
     return owner.name.removesuffix("-" + pod.metadata.labels.get("pod-template-hash", ""))
 
 
-def _endpoints(
-    tuning: _Tuning, pods: Iterable[tuple[Pod, Mapping[str, Any]]]
-) -> tuple[Endpoint, ...]:
-    pool = tuning.pool
-    wanted = pool.spec.selector.match_labels.items()
-    chosen = [
-        _endpoint(pod, port.number, said, tuning.engine)
-        for pod, said in pods
-        if pod.metadata.namespace == pool.metadata.namespace
-        and wanted <= pod.metadata.labels.items()
-        and pod.status.pod_ip
-        and pod.status.phase not in ("Failed", "Succeeded")
-        for port in pool.spec.target_ports
-    ]
-    return tuple(sorted(chosen, key=lambda endpoint: endpoint.id))
+def _endpoints(tuned: _Tuned, pods: _Pods, judge: _Judge) -> tuple[Endpoint, ...]:
+    """One endpoint a Pod and port. A Pod without an address is not there yet, and no fault."""
+    selected = pods.selected(tuned.pool)
+    if not selected:
+        labels = ",".join(f"{k}={v}" for k, v in tuned.pool.spec.selector.match_labels.items())
+        judge.doubt(tuned.manifest, Reason.NO_PODS, f"no Pod of its namespace has {labels}")
+    chosen: dict[EndpointId, tuple[Endpoint, Manifest]] = {}
+    for manifest, pod, values in selected:
+        if not pod.status.pod_ip or pod.status.phase in GONE:
+            continue
+        if not _is_address(pod.status.pod_ip):
+            judge.no_address(manifest, f"status.podIP: an IP address, not {pod.status.pod_ip!r}")
+            continue
+        for port in dict.fromkeys(each.number for each in tuned.pool.spec.target_ports):
+            new = _endpoint(pod, port, values, tuned.values.get("engine", ""))
+            if new.id not in chosen:
+                chosen[new.id] = new, manifest
+                continue
+            winner, loser = sorted([chosen[new.id], (new, manifest)], key=_standing)
+            chosen[new.id] = winner
+            if not loser[0].draining:
+                right = f"{new.id} is also {winner[0].pod}'s; only one of them can listen there"
+                judge.doubt(loser[1], Reason.ADDRESS_CONFLICT, right, winner[0].pod)
+    return tuple(chosen[name][0] for name in sorted(chosen))
 
 
-def _endpoint(pod: Pod, port: int, said: Mapping[str, Any], engine: str) -> Endpoint:
+@lru_cache(maxsize=65536)
+def _is_address(text: str) -> bool:
+    try:
+        ip_address(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _standing(rival: tuple[Endpoint, Manifest]) -> tuple[bool, bool, str]:
+    """Who of several has an address: those that are ready first."""
+    endpoint, _ = rival
+    return not endpoint.ready, endpoint.draining, endpoint.pod
+
+
+def _endpoint(pod: Pod, port: int, values: Values, engine: str) -> Endpoint:
     address, labels = pod.status.pod_ip, pod.metadata.labels
     labelled = next((labels[key] for key in ENGINE_LABELS if labels.get(key) in ENGINES), "")
     return Endpoint(
@@ -144,8 +322,9 @@ def _endpoint(pod: Pod, port: int, said: Mapping[str, Any], engine: str) -> Endp
         address=address,
         port=port,
         ready=_is_ready(pod),
-        draining=said.get("draining", False) or pod.metadata.deletion_timestamp is not None,
-        speed=said.get("speed", 1.0),
+        draining=values.get("draining", False) or pod.metadata.deletion_timestamp is not None,
+        speed=values.get("speed", 1.0),
+        priority=values.get("priority", 0),
         engine=engine or labelled or "vllm",
         mesh=istio.mesh(_workload(pod), pod.metadata.namespace, labels, pod.metadata.annotations),
     )
@@ -154,85 +333,3 @@ def _endpoint(pod: Pod, port: int, said: Mapping[str, Any], engine: str) -> Endp
 def _is_ready(pod: Pod) -> bool:
     said = [each.status for each in pod.status.conditions if each.type == "Ready"]
     return said[-1] == "True" if said else True
-
-
-def _annotations(manifest: Manifest, known: Mapping[str, tuple[str, Parse]]) -> dict[str, Any]:
-    """Our annotations of an object, by the field that each of them sets."""
-    said = {}
-    for key, value in manifest.object.metadata.annotations.items():
-        if not key.startswith(PREFIX):
-            continue
-        path = f"{manifest.where}: metadata.annotations[{key}]"
-        name = key.removeprefix(PREFIX)
-        if name not in known:
-            close = difflib.get_close_matches(name, known, 1)
-            hint = f"is `{PREFIX}{close[0]}` meant?" if close else f"known are {', '.join(known)}"
-            raise ManifestError(f"{path}: unknown annotation; {hint}")
-        target, parse = known[name]
-        try:
-            said[target] = parse(value)
-        except ValueError as error:
-            raise ManifestError(f"{path}: {error}, not {value!r}") from None
-    return said
-
-
-def _one_of(values: Iterable[str]) -> Parse:
-    values = list(values)
-
-    def parse(text: str) -> str:
-        if text not in values:
-            raise ValueError("one of " + ", ".join(values))
-        return text
-
-    return parse
-
-
-def _number(low: float, high: float, what: str) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            raise ValueError(f"{what} from {low:g} to {high:g}") from None
-        if not low <= value <= high:
-            raise ValueError(f"{what} from {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def _tier(text: str) -> Tier:
-    return Tier(_one_of(tier.value for tier in Tier)(text))
-
-
-def _truth(text: str) -> bool:
-    return bool(_one_of(["true", "false"])(text) == "true")
-
-
-def _factor(text: str) -> int:
-    return round(100 * _number(1.0, 10.0, "a factor")(text))
-
-
-def _seconds(text: str) -> float:
-    if not text.endswith("s"):
-        raise ValueError("seconds or milliseconds such as 0.2s or 200ms")
-    scale, digits = (1e-3, text[:-2]) if text.endswith("ms") else (1.0, text[:-1])
-    try:
-        value = float(digits) * scale
-    except ValueError:
-        raise ValueError("seconds or milliseconds such as 0.2s or 200ms") from None
-    if not 0.05 <= value <= 60:
-        raise ValueError("from 50ms to 60s")
-    return value
-
-
-# annotation → the field that it sets, and how it is read
-POOL_ANNOTATIONS: dict[str, tuple[str, Parse]] = {
-    "policy": ("tier", _tier),
-    "hash-balance-factor": ("hash_balance_factor", _factor),
-    "scrape-interval": ("scrape_interval_seconds", _seconds),
-    "engine": ("engine", _one_of(ENGINES)),
-}
-POD_ANNOTATIONS: dict[str, tuple[str, Parse]] = {
-    "capacity": ("speed", _number(0.01, 100, "a relative capacity")),
-    "drain": ("draining", _truth),
-}

@@ -1,6 +1,7 @@
 """What the control plane says of itself: the JSON of `/status` and the metrics, from one view."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -9,29 +10,44 @@ from prometheus_client.registry import Collector
 from xds.loads import LoadReports
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Share
+from xds.problems import Problem
 from xds.session import Session
 from xds.snapshot import Snapshot
 from xds.streams import XdsServer
+from xds.tuning import settings
 
 
-def status(
+def status(  # noqa: PLR0913 - all that it is a view of
     plane: Plane,
     server: XdsServer,
     reports: LoadReports,
     problems: tuple[str, ...],
     now: float,
+    *,
+    faults: Iterable[Problem] = (),
 ) -> dict[str, Any]:
-    """Pools with their endpoints as the weigher sees them; clients with what they accepted."""
+    """Pools with their endpoints as the weigher sees them; clients with what they accepted.
+
+    `problems` are of the source, `faults` of single objects in it.
+    """
     return {
         "pools": {
             name: {
                 "policy": plane.trials.in_effect[name].tier.value,
+                "mode": pool.policy.mode.value,
+                "annotations": settings(pool.policy),
                 "clusters": [each.name for each in pool.istio_clusters],
                 "quarantined": [
                     {"what": each.what, "reason": each.reason} for each in plane.quarantines(name)
                 ],
                 "endpoints": [
-                    _endpoint(each, plane.shares(name).get(each.id), plane.seen(each.id), now)
+                    _endpoint(
+                        each,
+                        plane.shares(name).get(each.id),
+                        plane.computed(name).get(each.id),
+                        plane.seen(each.id),
+                        now,
+                    )
                     for each in pool.endpoints
                 ],
             }
@@ -54,6 +70,7 @@ def status(
         ],
         "nacks": server.traffic.nacks,
         "problems": list(problems),
+        "faults": [each.row() for each in faults],
     }
 
 
@@ -71,6 +88,8 @@ class Metrics(Collector):
             for key, name, text in (
                 ("weight", "weight", "Load-balancing weight as pushed; 100 is ordinary."),
                 ("priority", "priority", "Load-balancing priority as pushed; 0 serves."),
+                ("computed_weight", "computed_weight", "Weight if the pool's mode were active."),
+                ("computed_priority", "computed_priority", "Likewise the priority."),
                 ("waiting", "waiting_requests", "Requests in the model server's queue."),
                 ("running", "running_requests", "Requests in the model server's batch."),
                 ("kv_cache_usage", "kv_cache_usage_ratio", "KV cache in use, 0 to 1."),
@@ -100,6 +119,7 @@ class Metrics(Collector):
         for row in view["reports"]:
             issued.add_metric([row["pool"], row["node"]], row["issued"])
         yield from (quarantined, issued)
+        yield _faults(view["faults"])
         problems = len(view["problems"])
         yield GaugeMetricFamily("weir_config_problems", "Manifests that are wrong now.", problems)
 
@@ -108,7 +128,11 @@ class Metrics(Collector):
 
 
 def _endpoint(
-    endpoint: Endpoint, share: Share | None, seen: Observation, now: float
+    endpoint: Endpoint,
+    share: Share | None,
+    computed: Share | None,
+    seen: Observation,
+    now: float,
 ) -> dict[str, Any]:
     load = seen.load or Load(at=now)
     return {
@@ -118,6 +142,8 @@ def _endpoint(
         "draining": endpoint.draining,
         "weight": share.weight if share else None,
         "priority": share.priority if share else None,
+        "computed_weight": computed.weight if computed else None,
+        "computed_priority": computed.priority if computed else None,
         "reachability": seen.reachability.value,
         "problem": seen.problem,
         "age_seconds": round(now - load.at, 3) if seen.load else None,
@@ -127,6 +153,17 @@ def _endpoint(
         "prefix_hit_rate": _ratio(load.prefix_hits, load.prefix_queries),
         "adapters": sorted(load.adapters),
     }
+
+
+def _faults(rows: Iterable[Mapping[str, Any]]) -> Metric:
+    """By what is bounded: of a misspelt annotation the name, never a value."""
+    labels = ["namespace", "name", "knob", "reason"]
+    gauge = GaugeMetricFamily(
+        "weir_annotation_problems", "Annotations and objects that are wrong now.", labels=labels
+    )
+    for values, count in Counter(tuple(row[label] for label in labels) for row in rows).items():
+        gauge.add_metric(values, count)
+    return gauge
 
 
 def _client(session: Session, snapshot: Snapshot, now: float) -> dict[str, Any]:

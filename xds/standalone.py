@@ -118,7 +118,7 @@ from envoy_data_plane.envoy.type.metadata.v3 import MetadataKey, MetadataKeyPath
 from envoy_data_plane.envoy.type.v3 import Percent
 from envoy_data_plane.google.protobuf import Any, Struct, Value
 
-from xds.pool import Policy, Pool, PoolName, Tier
+from xds.pool import Affinity, Body, Policy, Pool, PoolName, Tier
 from xds.snapshot import TypeUrl
 
 NAME = "weir"
@@ -258,27 +258,32 @@ def _listener(standalone: Standalone) -> Listener:
 
 
 def _ext_proc(standalone: Standalone) -> ExternalProcessor:
-    mode = BODY_MODES[standalone.body_mode]
-    duplex = mode == ProcessingModeBodySendMode.FULL_DUPLEX_STREAMED
-    send, skip = ProcessingModeHeaderSendMode.SEND, ProcessingModeHeaderSendMode.SKIP
+    duplex = standalone.body_mode == "full-duplex"
     return ExternalProcessor(
         grpc_service=_picker_service(),
         failure_mode_allow=True,
         message_timeout=FULL_DUPLEX_TIMEOUT if duplex else MESSAGE_TIMEOUT,
-        processing_mode=ProcessingMode(
-            request_header_mode=send,
-            # As istiod configures it for an InferencePool: both directions, trailers too.
-            response_header_mode=send if duplex else skip,
-            request_body_mode=mode,
-            response_body_mode=mode if duplex else ProcessingModeBodySendMode.NONE,
-            request_trailer_mode=send if duplex else skip,
-            response_trailer_mode=send if duplex else skip,
-        ),
+        processing_mode=_processing_mode(standalone.body_mode),
         metadata_options=MetadataOptions(
             forwarding_namespaces=MetadataOptionsMetadataNamespaces(untyped=["envoy.lb"]),
             receiving_namespaces=MetadataOptionsMetadataNamespaces(untyped=["envoy.lb"]),
         ),
         request_attributes=["xds.cluster_name", "xds.route_name"],
+    )
+
+
+def _processing_mode(body_mode: str) -> ProcessingMode:
+    mode = BODY_MODES[body_mode]
+    duplex = mode == ProcessingModeBodySendMode.FULL_DUPLEX_STREAMED
+    send, skip = ProcessingModeHeaderSendMode.SEND, ProcessingModeHeaderSendMode.SKIP
+    return ProcessingMode(
+        request_header_mode=send,
+        # As istiod configures it for an InferencePool: both directions, trailers too.
+        response_header_mode=send if duplex else skip,
+        request_body_mode=mode,
+        response_body_mode=mode if duplex else ProcessingModeBodySendMode.NONE,
+        request_trailer_mode=send if duplex else skip,
+        response_trailer_mode=send if duplex else skip,
     )
 
 
@@ -334,7 +339,7 @@ def _route(pool: Pool, standalone: Standalone) -> Route:
     else:
         filters[LUA] = Any.pack(LuaPerRoute(disabled=True))
     if tier is Tier.PICK and standalone.picks:
-        filters[EXT_PROC] = Any.pack(_asking(pool.name, standalone))
+        filters[EXT_PROC] = Any.pack(_asking(pool, standalone))
     retries = RetryPolicy(
         retry_on="connect-failure,refused-stream,reset-before-request",
         retry_host_predicate=[
@@ -355,16 +360,19 @@ def _route(pool: Pool, standalone: Standalone) -> Route:
     )
 
 
-def _asking(pool: PoolName, standalone: Standalone) -> ExtProcPerRoute:
-    """The route's ext_proc: which pool is asked about, and whether the digest filter ran."""
-    metadata = [HeaderValue(key="x-weir-pool", value=pool)]
+def _asking(pool: Pool, standalone: Standalone) -> ExtProcPerRoute:
+    """The route's ext_proc: which pool is asked about, whether the digest filter ran, and the body
+    if the pool wants that sent and the listener does not send it anyway.
+    """
+    metadata = [HeaderValue(key="x-weir-pool", value=pool.name)]
     if standalone.digests:
         metadata.append(HeaderValue(key="x-weir-digests", value="v1"))
-    return ExtProcPerRoute(
-        overrides=ExtProcOverrides(
-            grpc_service=_picker_service(), grpc_initial_metadata=metadata, failure_mode_allow=True
-        )
+    overrides = ExtProcOverrides(
+        grpc_service=_picker_service(), grpc_initial_metadata=metadata, failure_mode_allow=True
     )
+    if pool.policy.body is Body.BUFFERED and standalone.body_mode == "digests":
+        overrides.processing_mode = _processing_mode("buffered")
+    return ExtProcPerRoute(overrides=overrides)
 
 
 def _picker_service() -> GrpcService:
@@ -398,11 +406,7 @@ def _policy(policy: Policy) -> LoadBalancingPolicyPolicy:
         Maglev(
             consistent_hashing_lb_config=ConsistentHashingLbConfig(
                 hash_balance_factor=policy.hash_balance_factor,
-                hash_policy=[
-                    RouteActionHashPolicy(
-                        header=RouteActionHashPolicyHeader(header_name="x-weir-affinity")
-                    )
-                ],
+                hash_policy=_hash_keys(policy),
             )
         ),
     )
@@ -416,6 +420,21 @@ def _policy(policy: Policy) -> LoadBalancingPolicyPolicy:
             fallback_policy=LoadBalancingPolicy(policies=[affinity]),
         ),
     )
+
+
+def _hash_keys(policy: Policy) -> list[RouteActionHashPolicy]:
+    """What keeps requests together; the first that a request has is its key."""
+    names = ["x-weir-affinity"]
+    if policy.affinity is Affinity.ADAPTER:
+        names = ["x-gateway-model-name"]
+    elif policy.affinity is Affinity.SESSION:
+        names.insert(0, policy.session_header)
+    return [
+        RouteActionHashPolicy(
+            header=RouteActionHashPolicyHeader(header_name=name), terminal=name != names[-1]
+        )
+        for name in names
+    ]
 
 
 def _for_grpc_clients() -> LoadBalancingPolicyPolicy:

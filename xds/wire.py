@@ -17,7 +17,18 @@ from typing import TypeVar
 
 from google.protobuf.message import DecodeError
 
-from xds.pool import EndpointId, Load, Objective, Observation, Pool, PoolName, Reachability, Share
+from xds.pool import (
+    Affinity,
+    EndpointId,
+    Load,
+    Mode,
+    Objective,
+    Observation,
+    Pool,
+    PoolName,
+    Reachability,
+    Share,
+)
 from xds.proto.weir.v1 import pool_pb2
 
 UINT32_MAX = 2**32 - 1
@@ -50,10 +61,13 @@ class PoolView:
     objectives: tuple[Objective, ...] = ()
     prefix_affinity: bool = True
     adapter_affinity: bool = True
+    observing: bool = False  # decide nothing
+    session_header: str = ""  # proxies keep those that have it together themselves
 
 
 def view(pool: Pool, shares: Mapping[EndpointId, Share]) -> PoolView:
     """What a picker is told of a pool; an endpoint without a share serves at priority 0."""
+    policy = pool.policy
     return PoolView(
         name=pool.name,
         members=tuple(
@@ -69,6 +83,9 @@ def view(pool: Pool, shares: Mapping[EndpointId, Share]) -> PoolView:
             if endpoint.ready
         ),
         objectives=pool.objectives,
+        prefix_affinity=policy.affinity is not Affinity.ADAPTER,
+        observing=policy.mode is Mode.OBSERVE,
+        session_header=policy.session_header if policy.affinity is Affinity.SESSION else "",
     )
 
 
@@ -93,7 +110,10 @@ def encode_view(pool: PoolView) -> bytes:
             for member in pool.members
         ],
         policy=pool_pb2.Policy(
-            prefix_affinity=pool.prefix_affinity, adapter_affinity=pool.adapter_affinity
+            prefix_affinity=pool.prefix_affinity,
+            adapter_affinity=pool.adapter_affinity,
+            observing=pool.observing,
+            session_header=pool.session_header,
         ),
         objectives=[
             pool_pb2.Objective(name=objective.name, priority=objective.priority)
@@ -127,6 +147,8 @@ def decode_pool(body: bytes) -> PoolView:
         ),
         prefix_affinity=message.policy.prefix_affinity if stated else True,
         adapter_affinity=message.policy.adapter_affinity if stated else True,
+        observing=message.policy.observing,
+        session_header=message.policy.session_header,
     )
 
 

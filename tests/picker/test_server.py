@@ -1,6 +1,7 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from random import Random
 
 import grpc
@@ -15,6 +16,7 @@ from xds.proto.envoy.extensions.filters.http.ext_proc.v3 import processing_mode_
 from xds.proto.envoy.service.ext_proc.v3 import external_processor_pb2 as ext_proc
 from xds.wire import Member, PoolView, encode_view
 
+BUFFERED = processing_mode_pb2.ProcessingMode.BUFFERED
 FULL_DUPLEX = processing_mode_pb2.ProcessingMode.FULL_DUPLEX_STREAMED
 VIEW = PoolView("ns/p", (Member("10.0.0.1:80"),))
 
@@ -172,3 +174,47 @@ async def test_health_answers_under_the_names_that_gateways_ask_for():
         for service in ("", SERVICE, "liveness", "readiness"):
             answer = await stub.Check(health_pb2.HealthCheckRequest(service=service))
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
+
+
+@pytest.mark.parametrize("mode", [0, BUFFERED, FULL_DUPLEX])
+async def test_a_pool_that_is_observed_has_its_requests_passed_on(mode):
+    async with running(replace(VIEW, observing=True)) as (picker, channel, _):
+        call = opened(channel, x_weir_pool="ns/p", x_weir_digests="v1")
+        await call.write(headers(mode))
+        if mode:
+            await call.write(body(b'{"prompt": "x"}'))
+        answers = await whole(call)
+        assert not any(answer.dynamic_metadata for answer in answers)
+        assert not any(answer.HasField("immediate_response") for answer in answers)
+        assert picker.counts == {"observing": 1}
+        assert not picker.picks
+
+
+async def test_a_pool_that_is_observed_and_empty_is_not_the_pickers_business():
+    async with running(PoolView("ns/p", observing=True)) as (_, channel, _):
+        call = opened(channel, x_weir_pool="ns/p")
+        await call.write(headers())
+        (answer,) = await whole(call)
+        assert not answer.HasField("immediate_response")
+
+
+async def test_a_pool_that_is_observed_no_more_is_picked_for_again():
+    async with running(replace(VIEW, observing=True)) as (picker, channel, pools):
+        pools.feeds()[0].apply("ns/p", encode_view(VIEW))
+        call = opened(channel, x_weir_pool="ns/p")
+        await call.write(headers())
+        assert destination((await whole(call))[0]) == "10.0.0.1:80"
+        assert picker.counts == {"picked": 1}
+
+
+@pytest.mark.parametrize(
+    ("sent", "count"),
+    [({"x_user": "u1"}, "session"), ({"x_user": ""}, "picked"), ({"x_other": "u1"}, "picked")],
+)
+async def test_a_session_is_left_to_the_proxys_hash_and_what_has_none_is_picked_for(sent, count):
+    async with running(replace(VIEW, session_header="x-user")) as (picker, channel, _):
+        call = opened(channel, x_weir_pool="ns/p")
+        await call.write(headers(**sent))
+        (answer,) = await whole(call)
+        assert bool(answer.dynamic_metadata) == (count == "picked")
+        assert picker.counts == {count: 1}

@@ -92,6 +92,21 @@ def test_status_of_a_plane_that_is_well_is_a_success_and_json_is_the_whole_view(
     assert json.loads(ended.stdout) == WELL
 
 
+def test_status_says_in_which_mode_a_pool_is_and_what_is_wrong_with_which_object():
+    fault = {
+        "kind": "Pod",
+        "namespace": "team",
+        "name": "b-0",
+        "message": "weir.dev/drain: one of true, false, not 'yes'",
+    }
+    pool = VIEW["pools"]["team/b"] | {"mode": "freeze", "quarantined": []}
+    with control_plane(WELL | {"pools": {"team/b": pool}, "faults": [fault]}) as address:
+        ended = weir("status", "--status", address)
+    assert ended.returncode == 1
+    assert "pick, freeze" in ended.stdout
+    assert "Pod team/b-0: weir.dev/drain: one of true, false, not 'yes'" in ended.stdout
+
+
 def test_diff_lists_differences_and_its_status_says_whether_there_are_any():
     with control_plane(VIEW) as address:
         ended = weir("diff", "envoy-1", "--status", address, "--json")

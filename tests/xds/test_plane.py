@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import yaml
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
@@ -9,7 +11,19 @@ from xds import wire
 from xds.assignment import cluster_load_assignment
 from xds.court import Verdict
 from xds.plane import Plane
-from xds.pool import Endpoint, Load, Observation, Policy, Pool, Reachability, Share, Tier
+from xds.pool import (
+    Affinity,
+    Body,
+    Endpoint,
+    Load,
+    Mode,
+    Observation,
+    Policy,
+    Pool,
+    Reachability,
+    Share,
+    Tier,
+)
 from xds.snapshot import TypeUrl
 from xds.standalone import Standalone, bootstrap
 
@@ -276,3 +290,127 @@ def test_an_endpoint_of_two_pools_is_in_both_and_its_load_is_news_for_both():
     before = made.snapshot(0.0)
     made.observe("10.0.0.1:80", Observation(Load(1.0, waiting=3), Reachability.ANSWERING))
     assert made.snapshot(1.5).changed(before) == {TypeUrl.POOL_LOAD: {"d/a", "d/b"}}
+
+
+def picker_view(snapshot):
+    return wire.decode_pool(body(snapshot, TypeUrl.POOL, "d/p"))
+
+
+def hash_keys(policy):
+    """Headers that requests are kept together by, and whether the first that is there is enough."""
+    snapshot = plane(pool(policy=policy)).snapshot(0.0)
+    cluster = Cluster.parse(body(snapshot, TypeUrl.CLUSTER, "d/p"))
+    maglev = cluster.load_balancing_policy.policies[0].typed_extension_config.typed_config.unpack()
+    return [
+        (each.header.header_name, each.terminal)
+        for each in maglev.consistent_hashing_lb_config.hash_policy
+    ]
+
+
+def test_affinity_is_by_prefix_by_model_or_by_session_and_then_by_prefix():
+    def keys(affinity):
+        return hash_keys(Policy(Tier.AFFINITY, affinity=affinity, session_header="x-user"))
+
+    assert keys(Affinity.PREFIX) == [("x-weir-affinity", False)]
+    assert keys(Affinity.ADAPTER) == [("x-gateway-model-name", False)]
+    assert keys(Affinity.SESSION) == [("x-user", True), ("x-weir-affinity", False)]
+
+
+@pytest.mark.parametrize("sent", ["digests", "full-duplex"])
+@pytest.mark.parametrize("wanted", list(Body))
+def test_a_pool_may_have_its_bodies_sent_where_others_have_digests(sent, wanted):
+    standalone = Standalone("127.0.0.1:1", "127.0.0.1:2", body_mode=sent)
+    snapshot = plane(pool(policy=Policy(body=wanted)), standalone=standalone).snapshot(0.0)
+    host = RouteConfiguration.parse(body(snapshot, TypeUrl.ROUTE, "weir")).virtual_hosts[0]
+    overrides = host.routes[0].typed_per_filter_config["weir.picker"].unpack().overrides
+    mode = overrides.processing_mode
+    if wanted is Body.BUFFERED and sent == "digests":
+        assert mode.request_body_mode.name == "BUFFERED"
+        assert mode.response_body_mode.name == "NONE"
+    else:
+        assert mode is None, "as the listener has it"
+
+
+def test_pickers_of_a_pool_that_is_observed_are_told_so_and_its_weights_are_equal():
+    made = plane(pool())
+    loaded(made, 50, 1.0)
+    made.configure({"d/p": pool(policy=Policy(mode=Mode.OBSERVE))}, 21.0)
+    snapshot = made.snapshot(21.0)
+    assert picker_view(snapshot).observing
+    assert set(weights_in(snapshot).values()) == {100}
+    assert set(weights_in(loaded(made, 50, 22.0)).values()) == {100}
+    assert made.computed("d/p")["10.0.0.1:80"].weight < 80
+    made.configure({"d/p": pool()}, 60.0)
+    assert not picker_view(made.snapshot(60.0)).observing
+
+
+@pytest.mark.parametrize("mode", list(Mode))
+def test_whatever_the_mode_members_come_and_go(mode):
+    made = plane(pool(policy=Policy(mode=mode)))
+    assert len(weights_in(loaded(made, 50, 1.0))) == 2
+    made.configure({"d/p": pool(count=3, policy=Policy(mode=mode))}, 30.0)
+    assert len(weights_in(made.snapshot(30.0))) == 3
+    made.configure({"d/p": pool(count=1, policy=Policy(mode=mode))}, 31.0)
+    assert len(weights_in(made.snapshot(31.0))) == 1
+    view = picker_view(made.snapshot(31.0))
+    assert [each.endpoint for each in view.members] == ["10.0.0.1:80"]
+
+
+def test_a_pool_is_frozen_with_what_was_pushed_also_where_that_was_rolled_back():
+    made = plane(pool())
+    accepted = made.snapshot(0.0).get(TypeUrl.ENDPOINT, "d/p").version
+    refused = weights_in(loaded(made, 50, 1.0))
+    made.roll_back(verdict(TypeUrl.ENDPOINT, accepted))
+    made.configure({"d/p": pool(policy=Policy(mode=Mode.FREEZE))}, 22.0)
+    frozen = weights_in(made.snapshot(22.0))
+    assert frozen == {"10.0.0.1": 100, "10.0.0.2": 100} != refused
+    assert weights_in(loaded(made, 90, 30.0)) == frozen
+
+
+def test_a_promotion_is_pushed_twice_though_members_change_right_after_it():
+    made = plane(pool(count=3))
+    made.observe("10.0.0.1:80", Observation(reachability=Reachability.REFUSED))
+    made.weigh(1.0)
+    made.observe("10.0.0.1:80", Observation(Load(1.0, waiting=0), Reachability.ANSWERING))
+    made.weigh(2.0)
+    made.weigh(3.0)
+    assert made.shares("d/p")["10.0.0.1:80"].priority == 0
+    made.configure({"d/p": pool(count=2)}, 3.02)
+    first = made.snapshot(3.02).get(TypeUrl.ENDPOINT, "d/p")
+    made.weigh(4.0)
+    second = made.snapshot(4.0).get(TypeUrl.ENDPOINT, "d/p")
+    assert second.version != first.version
+    assert (
+        ClusterLoadAssignment.parse(second.body).endpoints
+        == ClusterLoadAssignment.parse(first.body).endpoints
+    )
+    made.weigh(5.0)
+    assert made.snapshot(5.0).get(TypeUrl.ENDPOINT, "d/p") is second
+
+
+def test_what_proxies_are_not_configured_with_is_not_on_trial():
+    made = plane(pool())
+    made.snapshot(0.0)
+    made.configure({"d/p": pool(policy=Policy(mode=Mode.UNIFORM, queue_threshold=5))}, 1.0)
+    assert made.trials.candidate is None
+    for change in (
+        {"tier": Tier.WEIGHTS},
+        {"affinity": Affinity.ADAPTER},
+        {"session_header": "x-user"},
+        {"body": Body.BUFFERED},
+        {"hash_balance_factor": 200},
+    ):
+        made.configure({"d/p": pool(policy=replace(Policy(), **change))}, 2.0)
+        assert made.trials.candidate == "d/p", change
+
+
+def test_pickers_leave_sessions_to_proxies_from_when_proxies_know_of_them():
+    made = plane(pool())
+    made.snapshot(0.0)
+    session = Policy(affinity=Affinity.SESSION, session_header="x-user")
+    made.configure({"d/p": pool(policy=session)}, 1.0)
+    assert picker_view(made.snapshot(1.0)).session_header == "", "on trial"
+    made.trials.accept()
+    assert picker_view(made.snapshot(2.0)).session_header == "x-user"
+    made.roll_back(verdict(TypeUrl.CLUSTER, "x"))
+    assert picker_view(made.snapshot(3.0)).session_header == ""

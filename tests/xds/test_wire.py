@@ -3,7 +3,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from xds import wire
-from xds.pool import Endpoint, Load, Objective, Observation, Pool, Reachability, Share
+from xds.pool import (
+    Affinity,
+    Endpoint,
+    Load,
+    Mode,
+    Objective,
+    Observation,
+    Policy,
+    Pool,
+    Reachability,
+    Share,
+)
+from xds.proto.weir.v1 import pool_pb2
 from xds.wire import MalformedResource, Member, PoolView
 
 ANSWERING, REFUSED, SILENT = Reachability.ANSWERING, Reachability.REFUSED, Reachability.SILENT
@@ -61,6 +73,27 @@ def test_a_pool_crosses_without_what_a_picker_has_no_use_for():
         ),
         (Objective("batch", -1),),
     )
+
+
+@pytest.mark.parametrize(
+    ("policy", "told"),
+    [
+        (Policy(), PoolView("ns/p")),
+        (Policy(mode=Mode.OBSERVE), PoolView("ns/p", observing=True)),
+        (Policy(mode=Mode.FREEZE), PoolView("ns/p")),
+        (Policy(affinity=Affinity.ADAPTER), PoolView("ns/p", prefix_affinity=False)),
+        (Policy(affinity=Affinity.SESSION), PoolView("ns/p", session_header="x-session-id")),
+        (Policy(session_header="x-user"), PoolView("ns/p")),
+    ],
+)
+def test_of_the_policy_a_picker_is_told_what_concerns_it(policy, told):
+    assert wire.decode_pool(wire.encode_pool(Pool("ns/p", (), policy), {})) == told
+
+
+def test_a_control_plane_from_before_these_fields_has_its_pickers_pick():
+    old = pool_pb2.Pool(name="ns/p", policy=pool_pb2.Policy(prefix_affinity=True))
+    view = wire.decode_pool(old.SerializeToString())
+    assert (view.observing, view.session_header) == (False, "")
 
 
 def test_equal_views_are_equal_bytes():
