@@ -23,7 +23,7 @@ from picker import reply
 from picker.callers import ANYBODY, Callers, Context, Process
 from picker.exchange import Exchange, Phase, ProtocolError
 from picker.pools import Pools
-from picker.profile import NoEndpoint
+from picker.profile import NoEndpoint, Pick
 from picker.request import Request, from_body, from_headers
 from xds.pool import EndpointId, PoolName
 
@@ -53,7 +53,7 @@ class Picker:
         self._clock = clock
         self._rng = rng
         self._default_pool = default_pool
-        self.counts: Counter[str] = Counter()  # outcome → streams
+        self.counts: Counter[str] = Counter()  # outcome → streams, once for each pool asked for
         self.picks: Counter[tuple[PoolName, EndpointId]] = Counter()
         self.unserved: Counter[PoolName] = Counter()  # no endpoint would do
 
@@ -84,31 +84,44 @@ class Picker:
             await context.write(answer)
         return last
 
-    def _decide(self, exchange: Exchange, name: str) -> list[bytes]:
+    def _decide(self, exchange: Exchange, names: str) -> list[bytes]:
+        """One endpoint of each pool, where a route splits between several: the proxy has chosen a
+        cluster already, and takes the endpoint that is in it. A pool that has none is left out.
+        """
+        found = [self._pick(exchange, name) for name in names.split(",")]
+        nobody = [pick for pick in found if isinstance(pick, NoEndpoint)]
+        if len(nobody) == len(found):
+            which = f"pools {names} have" if len(found) > 1 else f"pool {names} has"
+            return [reply.unavailable(f"{which} no endpoint for this request")]
+        picks = [pick for pick in found if pick is not None and not isinstance(pick, NoEndpoint)]
+        return exchange.answers(",".join(pick.destination for pick in picks) or None)
+
+    def _pick(self, exchange: Exchange, name: PoolName) -> Pick | NoEndpoint | None:
+        """None: nothing is known against the pool's endpoints, the proxy may choose."""
         state = self._pools.get(name)
         if state is None:
             self.counts["unknown pool"] += 1
-            return exchange.answers(None)
+            return None
         if state.view.observing:
             self.counts["observing"] += 1
-            return exchange.answers(None)
+            return None
         if exchange.headers.get(state.view.session_header):
             # Every proxy's hash has the same place for a session, whichever picker is asked.
             self.counts["session"] += 1
-            return exchange.answers(None)
+            return None
         try:
             pick = state.pick(_request(exchange), self._clock(), self._rng, exchange.subset)
-        except NoEndpoint:
+        except NoEndpoint as nobody:
             self.counts["no endpoint"] += 1
             self.unserved[name] += 1
-            return [reply.unavailable(f"pool {name} has no endpoint for this request")]
+            return nobody
         except Exception:
             self.counts["failed"] += 1
             log.exception("a pick failed; the request goes on without one", pool=name)
-            return exchange.answers(None)
+            return None
         self.counts["picked"] += 1
         self.picks[name, pick.endpoint] += 1
-        return exchange.answers(pick.destination)
+        return pick
 
 
 def _request(exchange: Exchange) -> Request:

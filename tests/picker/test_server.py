@@ -126,6 +126,50 @@ async def test_a_pool_without_endpoints_is_a_503_that_says_so():
         assert b"ns/empty" in answer.immediate_response.body
 
 
+OTHER = PoolView("ns/q", (Member("10.0.1.1:80", captured=True),))
+
+
+async def test_a_route_that_splits_between_pools_is_answered_with_one_endpoint_of_each():
+    async with running(VIEW, OTHER) as (picker, channel, _):
+        call = opened(channel, x_weir_pool="ns/q,ns/p")
+        await call.write(headers())
+        (answer,) = await whole(call)
+        both = "10.0.1.1:80,envoy://connect_originate/10.0.1.1:80,10.0.0.1:80"
+        assert destination(answer) == both
+        mutation = answer.request_headers.response.header_mutation
+        assert mutation.set_headers[0].header.raw_value == both.encode()
+        assert picker.picks == {("ns/q", "10.0.1.1:80"): 1, ("ns/p", "10.0.0.1:80"): 1}
+
+
+@pytest.mark.parametrize("left_out", ["ns/unknown", "ns/empty"])
+async def test_of_several_pools_one_that_has_nobody_is_left_out(left_out):
+    async with running(VIEW, PoolView("ns/empty")) as (_, channel, _):
+        for order in (f"ns/p,{left_out}", f"{left_out},ns/p"):
+            call = opened(channel, x_weir_pool=order)
+            await call.write(headers())
+            (answer,) = await whole(call)
+            assert destination(answer) == "10.0.0.1:80"
+
+
+async def test_several_pools_without_endpoints_are_a_503_that_names_them():
+    async with running(PoolView("ns/a"), PoolView("ns/b")) as (picker, channel, _):
+        call = opened(channel, x_weir_pool="ns/a,ns/b")
+        await call.write(headers())
+        (answer,) = await whole(call)
+        assert answer.immediate_response.status.code == 503
+        assert b"ns/a,ns/b" in answer.immediate_response.body
+        assert picker.unserved == {"ns/a": 1, "ns/b": 1}
+
+
+async def test_an_unknown_pool_beside_an_empty_one_lets_the_request_pass():
+    async with running(PoolView("ns/empty")) as (_, channel, _):
+        call = opened(channel, x_weir_pool="ns/empty,ns/unknown")
+        await call.write(headers())
+        (answer,) = await whole(call)
+        assert answer.WhichOneof("response") == "request_headers"
+        assert not answer.dynamic_metadata
+
+
 async def test_a_gateway_that_names_no_pool_gets_the_default_one():
     async with running(VIEW, default_pool="ns/p") as (_, channel, _):
         call = opened(channel)
