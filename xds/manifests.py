@@ -10,7 +10,7 @@ InferenceObjective of gateway-api-inference-extension v1; core/v1 Pod.
 
 import difflib
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -110,6 +110,8 @@ class Pod(Struct, frozen=True):
 class ServicePort(Struct, frozen=True):
     port: int
     target_port: int | str | None = field(default=None, name="targetPort")
+    name: str = ""
+    app_protocol: str = field(default="", name="appProtocol")
 
 
 class ServiceSpec(Struct, frozen=True):
@@ -123,6 +125,7 @@ class Service(Struct, frozen=True):
     kind: str = "Service"
 
 
+Kinds: TypeAlias = Mapping[tuple[str, str], type[Any]]  # by group and kind
 Kind: TypeAlias = InferencePool | InferenceObjective | Pod | Service
 KINDS: dict[tuple[str, str], type[Kind]] = {
     (POOL_GROUP, "InferencePool"): InferencePool,
@@ -151,8 +154,11 @@ class Manifest:
         return f"{self.source}: {kind} {namespace}/{name}"
 
 
-def read(text: str, source: str) -> list[Manifest]:
-    """The objects of one YAML or JSON file; `source` is what errors call it."""
+def read(text: str, source: str, kinds: Kinds = KINDS) -> list[Manifest]:
+    """The objects of one YAML or JSON file; `source` is what errors call it.
+
+    With `kinds` of one's own also of these; who asks for them knows what to do with them.
+    """
     try:
         documents = list(yaml.load_all(text, Loader=_Loader))
     except yaml.YAMLError as error:
@@ -161,7 +167,7 @@ def read(text: str, source: str) -> list[Manifest]:
         manifest
         for number, document in enumerate(documents, 1)
         for item in _items(document, f"{source}: document {number}")
-        for manifest in _object(item, source, number)
+        for manifest in _object(item, source, number, kinds)
     ]
 
 
@@ -190,10 +196,10 @@ def _items(document: Any, where: str) -> Iterator[dict[str, Any]]:
         yield document
 
 
-def _object(document: dict[str, Any], source: str, number: int) -> Iterator[Manifest]:
+def _object(document: dict[str, Any], source: str, number: int, kinds: Kinds) -> Iterator[Manifest]:
     group, slash, version = document["apiVersion"].rpartition("/")
     kind = document["kind"]
-    wanted = KINDS.get((group, kind))
+    wanted = kinds.get((group, kind))
     if wanted is None:
         close = [key for key in KINDS if key[1] == kind and key[0]]
         if close and slash:
@@ -211,7 +217,7 @@ def _object(document: dict[str, Any], source: str, number: int) -> Iterator[Mani
         raise ManifestError(f"{where}: {_explain(str(error), wanted)}") from error
 
 
-def _explain(error: str, kind: type[Kind]) -> str:
+def _explain(error: str, kind: type[Any]) -> str:
     """msgspec's message with the path first and, for a misspelt field, what may be meant."""
     message, _, path = error.partition(" - at `$")
     path = path.rstrip("`").lstrip(".")
