@@ -1,0 +1,272 @@
+"""What a shape is built from: the proxy, the pools, the routes, and what this Istio can do.
+
+`tuning` is the one place that reads a pool's policy. A name that the policy does not have is its
+default, so that shapes and policy may grow apart from each other.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, NamedTuple, TypeAlias
+
+from xds.istio.assignment import pool_cluster
+from xds.pool import Policy, PoolName, Tier
+
+Object: TypeAlias = dict[str, Any]  # a manifest, or a part of Envoy's configuration, as JSON
+
+ROOT_NAMESPACE = "istio-system"
+PATCHING_LISTS = (1, 32)  # MERGE_AND_REPLACE_LIST: the first minor version that has it
+SERVED_KEY = (1, 30)  # OverrideHost.selected_host_key
+OLDEST = (1, 28)  # InferencePool v1
+
+
+class ShapeError(ValueError):
+    """What the operator has cannot be wired so; the message names the object and the way out."""
+
+
+class Shape(Enum):
+    GATEWAY = "gateway"
+    GATEWAY_OWN_CLUSTER = "gateway-own-cluster"
+    WAYPOINT_INFERENCEPOOL = "waypoint-inferencepool"
+    WAYPOINT_SECOND_SERVICE = "waypoint-second-service"
+    WAYPOINT_OWN_CLUSTER = "waypoint-own-cluster"
+
+    @property
+    def on_gateway(self) -> bool:
+        return self in (Shape.GATEWAY, Shape.GATEWAY_OWN_CLUSTER)
+
+    @property
+    def own_cluster(self) -> bool:
+        return self in (Shape.GATEWAY_OWN_CLUSTER, Shape.WAYPOINT_OWN_CLUSTER)
+
+
+class Version(NamedTuple):
+    """An Istio version, as far as we care."""
+
+    major: int
+    minor: int
+
+    def __str__(self) -> str:
+        return f"{self.major}.{self.minor}"
+
+
+class Affinity(Enum):
+    """What keeps requests together where no picker says more."""
+
+    PREFIX = "prefix"
+    ADAPTER = "adapter"
+    SESSION = "session"
+
+
+class Body(Enum):
+    """What the picker is sent of a request's body."""
+
+    DIGESTS = "digests"  # nothing: digests in headers
+    BUFFERED = "buffered"  # all of it
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning:
+    """What the pool's annotations ask of its proxies."""
+
+    tier: Tier = Tier.PICK
+    affinity: Affinity = Affinity.PREFIX
+    session_header: str = "x-session-id"
+    body: Body = Body.DIGESTS
+    hash_balance_factor: int = 125
+
+    @property
+    def picks(self) -> bool:
+        return self.tier is Tier.PICK
+
+    @property
+    def digests(self) -> bool:
+        """Does anything here read what the digest filter writes?"""
+        hashed = self.tier is Tier.AFFINITY and self.affinity is not Affinity.SESSION
+        return self.picks or hashed
+
+    @property
+    def hash_header(self) -> str:
+        return {
+            Affinity.PREFIX: "x-weir-affinity",
+            Affinity.ADAPTER: "x-gateway-model-name",
+            Affinity.SESSION: self.session_header,
+        }[self.affinity]
+
+
+def tuning(policy: Policy) -> Tuning:
+    default = Tuning()
+    affinity = getattr(policy, "affinity", default.affinity)
+    body = getattr(policy, "body", default.body)
+    return Tuning(
+        tier=policy.tier,
+        affinity=Affinity(affinity.value),
+        session_header=getattr(policy, "session_header", "") or default.session_header,
+        body=Body(body.value),
+        hash_balance_factor=policy.hash_balance_factor,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A port of a Service, as the mesh calls it."""
+
+    namespace: str
+    service: str
+    port: int
+    domain: str = "cluster.local"
+
+    @property
+    def fqdn(self) -> str:
+        return f"{self.service}.{self.namespace}.svc.{self.domain}"
+
+    @property
+    def cluster(self) -> str:
+        """istiod's name of the cluster that others reach it by."""
+        return f"outbound|{self.port}||{self.fqdn}"
+
+    @property
+    def vip(self) -> str:
+        """istiod's name of a waypoint's own cluster, and filter chain, of it."""
+        return f"inbound-vip|{self.port}|http|{self.fqdn}"
+
+    @property
+    def reference(self) -> str:
+        """As the annotation envoyfilter.istio.io/referenced-services lists it."""
+        return f"{self.namespace}/{self.fqdn}"
+
+
+@dataclass(frozen=True, slots=True)
+class Istio:
+    version: Version
+    domain: str = "cluster.local"
+    root_namespace: str = ROOT_NAMESPACE
+
+    @property
+    def replaces_lists(self) -> bool:
+        return self.version >= PATCHING_LISTS
+
+    @property
+    def tells_served(self) -> bool:
+        return self.version >= SERVED_KEY
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """An InferencePool, as far as a shape cares."""
+
+    namespace: str
+    name: str
+    picker: Host
+    tuning: Tuning = Tuning()
+    http2: bool = False
+
+    @property
+    def pool(self) -> PoolName:
+        return f"{self.namespace}/{self.name}"
+
+    def cluster(self, istio: Istio) -> str:
+        """istiod's cluster of it."""
+        return pool_cluster(self.namespace, self.name, istio.domain).name
+
+
+@dataclass(frozen=True, slots=True)
+class Proxy:
+    """The Gateway object of a gateway or waypoint."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """A rule of an HTTPRoute that sends requests to pools, by the name that istiod gives it."""
+
+    route: str  # "<namespace>/<name>"
+    name: str
+    pools: tuple[PoolName, ...]
+    splits: bool = False  # between several backends
+    lost_override: str = ""  # the filter for which Istio drops its picker: CORS or fault
+
+
+class Protocol(Enum):
+    """What a cluster speaks to its endpoints."""
+
+    HTTP1 = "http1"
+    HTTP2 = "http2"
+    CLIENT = "client"  # what the client speaks
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """What an operator's DestinationRule gives a cluster, as Envoy's fields."""
+
+    cluster: Object = field(default_factory=dict)
+    limits: Object = field(default_factory=dict)  # of the circuit breaker
+    http: Object = field(default_factory=dict)  # common_http_protocol_options
+    protocol: Protocol = Protocol.HTTP1
+    concurrent_streams: int = 0
+    panic_threshold: int = 0
+    istio_mutual: bool = False
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SecondService:
+    """The Service that a waypoint's route goes to; `missing` where it is ours to print."""
+
+    host: Host
+    target_port: int | str
+    selector: tuple[tuple[str, str], ...]
+    missing: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Wiring:
+    """One pool at one proxy: all that a shape needs to know."""
+
+    shape: Shape
+    proxy: Proxy
+    istio: Istio
+    xds: Host
+    members: tuple[Member, ...]  # the pool that was asked for, then those its rules split with
+    rules: tuple[Rule, ...] = ()
+    service: Host | None = None  # a waypoint's
+    service_http2: bool = False
+    second: SecondService | None = None
+    route_missing: bool = False  # the shape's HTTPRoute is ours to print
+    only_routes: tuple[str, ...] = ()  # where others of the Service's routes go elsewhere
+    traffic: Traffic = Traffic()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def member(self) -> Member:
+        return self.members[0]
+
+    def of(self, pools: tuple[PoolName, ...]) -> tuple[Member, ...]:
+        """The members of these names, in their order."""
+        known = {member.pool: member for member in self.members}
+        return tuple(known[pool] for pool in pools if pool in known)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Objects that are applied together, and what must be so before the next step."""
+
+    number: int
+    title: str
+    objects: tuple[Object, ...]
+    then: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A pool's manifests at one proxy."""
+
+    wiring: Wiring
+    twin: str  # which cluster keeps istiod's assignment in the proxy
+    assignments: tuple[str, ...]  # of Weir's, that the proxies acknowledge between the steps
+    steps: tuple[Step, ...]
+    notes: tuple[str, ...] = ()
