@@ -18,6 +18,7 @@ COMMANDS = {
     "picker": "weir.picker:command",
     "serve": "weir.serve:command",
     "status": "weir.status:status",
+    "istio": "weir.istio.command:istio",
     "inference-sim": "weir.inference_sim.command:inference_sim",
 }
 
