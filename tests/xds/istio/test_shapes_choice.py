@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.xds.istio.test_shapes import EXT_PROC, HEADERS_ONLY
+from tests.xds.istio.test_shapes import EXT_PROC, HEADERS_ONLY, ours_of
 from tests.xds.istio.wired import (
     AT_SERVICE,
     GATEWAY,
@@ -23,10 +23,7 @@ from tests.xds.istio.wired import (
     to,
     values,
 )
-from xds.istio.shapes.build import build
-from xds.istio.shapes.choice import wirings
-from xds.istio.shapes.wiring import Affinity, Host, Shape, ShapeError, Tuning, tuning
-from xds.pool import Policy
+from xds.istio.shapes.wiring import Host, Shape, ShapeError
 
 FOREIGN = GATEWAY.replace("inference-gateway", "foreign").replace(": istio,", ": envoy-gateway,")
 TWO = GATEWAY.replace("inference-gateway", "second-gateway")
@@ -292,13 +289,7 @@ def test_other_routes_of_a_waypoints_service_keep_their_bodies_unread():
 
 
 def test_a_body_is_sent_where_the_pool_asks_for_it():
-    class Asking:
-        tier, hash_balance_factor = Policy().tier, 125
-        body = type("Body", (), {"value": "buffered"})
-
-    question = asked(*HAVE[Shape.GATEWAY])
-    question.policies["ns/llm-pool"] = Asking()
-    made = build(wirings(question)[0])
+    made = plan(pool(body="buffered"), GATEWAY, route(to("llm-pool")))
     (value,) = values(made, apply_to="HTTP_ROUTE")
     overrides = value["typed_per_filter_config"][EXT_PROC]["overrides"]
     assert overrides["processing_mode"] == HEADERS_ONLY | {"request_body_mode": "BUFFERED"}
@@ -306,19 +297,24 @@ def test_a_body_is_sent_where_the_pool_asks_for_it():
 
 
 @pytest.mark.parametrize(
-    ("affinity", "header"),
+    ("annotations", "keys"),
     [
-        (Affinity.PREFIX, "x-weir-affinity"),
-        (Affinity.ADAPTER, "x-gateway-model-name"),
-        (Affinity.SESSION, "x-my-session"),
+        ({}, [{"header": {"header_name": "x-weir-affinity"}}]),
+        ({"affinity": "adapter"}, [{"header": {"header_name": "x-gateway-model-name"}}]),
+        (
+            {"affinity": "session", "session_header": "x-mine"},
+            [
+                {"header": {"header_name": "x-mine"}, "terminal": True},
+                {"header": {"header_name": "x-weir-affinity"}},
+            ],
+        ),
     ],
 )
-def test_the_hash_key_follows_the_affinity(affinity, header):
-    assert Tuning(affinity=affinity, session_header="x-my-session").hash_header == header
-
-
-def test_a_policy_that_knows_less_than_shapes_do_is_their_default():
-    assert tuning(Policy()) == Tuning()
+def test_the_hash_key_follows_the_affinity(annotations, keys):
+    made = plan(pool(policy="affinity", **annotations), GATEWAY, route(to("llm-pool")))
+    (maglev,) = ours_of(made)["load_balancing_policy"]["policies"]
+    config = maglev["typed_extension_config"]["typed_config"]["consistent_hashing_lb_config"]
+    assert config == {"hash_balance_factor": 125, "hash_policy": keys}
 
 
 def test_istio_before_1_32_gets_a_cluster_of_its_own():

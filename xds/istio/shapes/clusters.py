@@ -11,7 +11,8 @@ hosts, statistics and the service under names that Istio's dashboards know.
 
 from xds.istio.assignment import SHADOW_PORT
 from xds.istio.shapes.policy import TYPES, load_balancing_policy
-from xds.istio.shapes.wiring import Host, Istio, Member, Object, Protocol, Traffic, Tuning
+from xds.istio.shapes.wiring import Host, Istio, Member, Object, Protocol, Traffic
+from xds.pool import Policy
 
 UNBROKEN = dict.fromkeys(
     ("max_connections", "max_pending_requests", "max_requests", "max_retries"), 2**32 - 1
@@ -63,11 +64,11 @@ def probe(service_name: str, xds: Host) -> Object:
     }
 
 
-def redirected(tuning: Tuning, istio: Istio, xds: Host) -> Object:
+def redirected(policy: Policy, istio: Istio, xds: Host) -> Object:
     """What is merged into a cluster of istiod's: our endpoints, our policy."""
     return {
         "eds_cluster_config": {"eds_config": eds_config(xds)},
-        "load_balancing_policy": load_balancing_policy(tuning, istio),
+        "load_balancing_policy": load_balancing_policy(policy, istio),
     }
 
 
@@ -80,7 +81,7 @@ def own_gateway_cluster(
     without an address. Only a DestinationRule can ask for it.
     """
     cluster = _own(own_gateway_name(member), shadow, traffic)
-    cluster |= _ours(member.tuning, shadow.cluster, istio, xds)
+    cluster |= _ours(member.policy, shadow.cluster, istio, xds)
     cluster |= _http_options(traffic)
     mode = "tlsMode-istio" if traffic.istio_mutual else "tlsMode-disabled"
     rest = _tls(shadow) if traffic.istio_mutual else _raw_buffer()
@@ -96,7 +97,7 @@ def own_waypoint_cluster(
 ) -> Object:
     """Beside a waypoint's own cluster of a Service, with the same endpoints by name."""
     cluster = _own(own_waypoint_name(service), service, traffic)
-    cluster |= _ours(member.tuning, service.vip, istio, xds)
+    cluster |= _ours(member.policy, service.vip, istio, xds)
     cluster |= _http_options(traffic)
     cluster["transport_socket"] = _tunnel()
     return cluster
@@ -126,10 +127,10 @@ def _own(name: str, host: Host, traffic: Traffic) -> Object:
     }
 
 
-def _ours(tuning: Tuning, service_name: str, istio: Istio, xds: Host) -> Object:
+def _ours(policy: Policy, service_name: str, istio: Istio, xds: Host) -> Object:
     return {
         "eds_cluster_config": {"service_name": service_name, "eds_config": eds_config(xds)},
-        "load_balancing_policy": load_balancing_policy(tuning, istio),
+        "load_balancing_policy": load_balancing_policy(policy, istio),
     }
 
 

@@ -19,7 +19,8 @@ from functools import cache
 from importlib.resources import files
 
 from xds.istio.shapes.policy import NAMESPACE, TYPES
-from xds.istio.shapes.wiring import Body, Host, Member, Object
+from xds.istio.shapes.wiring import Host, Member, Object
+from xds.pool import Body
 
 LUA = "weir.digest"
 EXT_PROC = "envoy.filters.http.ext_proc"  # istiod's name of it, which its routes' overrides have
@@ -152,7 +153,7 @@ def _processing_mode(members: Sequence[Member]) -> Object:
 
 
 def _buffers(members: Sequence[Member]) -> bool:
-    return any(member.tuning.body is Body.BUFFERED for member in members)
+    return any(member.policy.body is Body.BUFFERED for member in members)
 
 
 def _metadata_options() -> Object:

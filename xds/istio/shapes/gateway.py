@@ -69,7 +69,7 @@ def _clusters(wiring: Wiring) -> list[Object]:
             if wiring.shape.own_cluster
             else _patched_cluster(wiring, member),
             annotations(wiring, 1) | {POOL: member.pool},
-            (wiring.xds, *([member.picker] if member.tuning.picks else [])),
+            (wiring.xds, *([member.picker] if member.picks else [])),
         )
         for member in wiring.members
     ]
@@ -83,7 +83,7 @@ def _patched_cluster(wiring: Wiring, member: Member) -> list[Object]:
             "CLUSTER",
             {"context": CONTEXT, "cluster": {"name": name}},
             "MERGE_AND_REPLACE_LIST",
-            clusters.redirected(member.tuning, wiring.istio, wiring.xds),
+            clusters.redirected(member.policy, wiring.istio, wiring.xds),
         ),
     ]
 

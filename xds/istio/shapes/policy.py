@@ -8,45 +8,57 @@ an EnvoyFilter reaches are Envoys that know these. gRPC's own clients are told b
 generator, which applies no EnvoyFilter.
 """
 
-from xds.istio.shapes.wiring import Istio, Object, Tuning
-from xds.pool import Tier
+from xds.istio.shapes.wiring import Istio, Object
+from xds.pool import Affinity, Policy, Tier
 
 TYPES = "type.googleapis.com/envoy.extensions."
+AFFINITY, MODEL = "x-weir-affinity", "x-gateway-model-name"
 NAMESPACE = "envoy.lb"
 DESTINATION = "x-gateway-destination-endpoint"
 SERVED = "x-gateway-destination-endpoint-served"
 
 
-def load_balancing_policy(tuning: Tuning, istio: Istio) -> Object:
-    return {"policies": [_of_tier(tuning, istio)]}
+def load_balancing_policy(policy: Policy, istio: Istio) -> Object:
+    return {"policies": [_of_tier(policy, istio)]}
 
 
-def _of_tier(tuning: Tuning, istio: Istio) -> Object:
-    match tuning.tier:
+def _of_tier(policy: Policy, istio: Istio) -> Object:
+    match policy.tier:
         case Tier.LEAST_REQUEST:
             return _policy("least_request", "LeastRequest")
         case Tier.WEIGHTS | Tier.ROUND_ROBIN:
             return _policy("round_robin", "RoundRobin")
         case Tier.AFFINITY:
-            return _affinity(tuning)
+            return _affinity(policy)
         case Tier.PICK:
-            return _pick(tuning, istio)
+            return _pick(policy, istio)
 
 
-def _pick(tuning: Tuning, istio: Istio) -> Object:
+def _pick(policy: Policy, istio: Istio) -> Object:
     fields: Object = {"override_host_sources": [{"metadata": _key(DESTINATION)}]}
     if istio.tells_served:
         fields["selected_host_key"] = _key(SERVED)
-    fields["fallback_policy"] = {"policies": [_affinity(tuning)]}
+    fields["fallback_policy"] = {"policies": [_affinity(policy)]}
     return _policy("override_host", "OverrideHost", **fields)
 
 
-def _affinity(tuning: Tuning) -> Object:
+def _affinity(policy: Policy) -> Object:
     hashing = {
-        "hash_balance_factor": tuning.hash_balance_factor,
-        "hash_policy": [{"header": {"header_name": tuning.hash_header}}],
+        "hash_balance_factor": policy.hash_balance_factor,
+        "hash_policy": _hash_keys(policy),
     }
     return _policy("maglev", "Maglev", consistent_hashing_lb_config=hashing)
+
+
+def _hash_keys(policy: Policy) -> list[Object]:
+    """What keeps requests together; the first that a request has is its key."""
+    *before, last = {
+        Affinity.PREFIX: [AFFINITY],
+        Affinity.ADAPTER: [MODEL],
+        Affinity.SESSION: [policy.session_header, AFFINITY],
+    }[policy.affinity]
+    first = [{"header": {"header_name": name}, "terminal": True} for name in before]
+    return [*first, {"header": {"header_name": last}}]
 
 
 def _policy(name: str, message: str, **fields: object) -> Object:

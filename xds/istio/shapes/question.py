@@ -7,17 +7,15 @@ from xds.istio.objects import HTTPRoute, ParentRef
 from xds.istio.objects import RouteRule as ObjectRule
 from xds.istio.shapes.inventory import CONTROLLERS, Inventory
 from xds.istio.shapes.wiring import (
-    Body,
     Host,
     Istio,
     Member,
     Proxy,
     Shape,
     ShapeError,
-    tuning,
 )
 from xds.manifests import POOL_GROUP, InferencePool
-from xds.pool import Policy, PoolName
+from xds.pool import Body, Policy, PoolName
 
 PICKER_PORT = 9002
 ALPHA_GROUP = "inference.networking.x-k8s.io"
@@ -53,7 +51,7 @@ class Question:
             namespace=pool.metadata.namespace,
             name=pool.metadata.name,
             picker=self.picker or self._picker(pool, name),
-            tuning=tuning(self.policies.get(name, Policy())),
+            policy=self.policies.get(name, Policy()),
             http2=pool.spec.app_protocol.endswith("h2c"),
         )
 
@@ -78,12 +76,12 @@ class Question:
         """What may surprise, of the pools and of what others do to the proxy."""
         for member in members:
             ref = self.inventory.pool(member.pool).spec.endpoint_picker_ref
-            if member.tuning.picks and ref is not None and ref.failure_mode == "FailClose":
+            if member.picks and ref is not None and ref.failure_mode == "FailClose":
                 yield (
                     f"InferencePool {member.pool}: spec.endpointPickerRef.failureMode: FailClose "
                     "is not kept; without a picker affinity and weights route"
                 )
-            if member.tuning.picks and member.tuning.body is Body.BUFFERED:
+            if member.picks and member.policy.body is Body.BUFFERED:
                 yield (
                     f"InferencePool {member.pool}: its picker is sent bodies; one that is longer "
                     "than what the proxy buffers (1 MiB, unless set) is answered with 413"

@@ -15,9 +15,9 @@ def gateway_route(wiring: Wiring, rule: Rule) -> Object:
     """What is merged into a gateway's route."""
     members = wiring.of(rule.pools)
     filters: Object = {}
-    if any(member.tuning.digests for member in members):
+    if any(member.digests for member in members):
         filters |= digest_on_route()
-    filters |= ext_proc_on_route([member for member in members if member.tuning.picks])
+    filters |= ext_proc_on_route([member for member in members if member.picks])
     value: Object = {"typed_per_filter_config": filters}
     if wiring.shape.own_cluster:
         value = {"route": {"cluster": own_gateway_name(wiring.member)}, **value}

@@ -75,7 +75,7 @@ def _pool_clusters(wiring: Wiring) -> list[Object]:
     made = []
     for member in wiring.members:
         name = member.cluster(wiring.istio)
-        value = clusters.redirected(member.tuning, wiring.istio, wiring.xds)
+        value = clusters.redirected(member.policy, wiring.istio, wiring.xds)
         value = {"type": "EDS", **value}
         value["eds_cluster_config"]["service_name"] = name
         patches = [_twin(name), _merged(name, value)]
@@ -89,7 +89,7 @@ def _pool_clusters(wiring: Wiring) -> list[Object]:
 
 def _second_cluster(wiring: Wiring, service: Host, second: SecondService) -> list[Object]:
     name = second.host.cluster
-    value = clusters.redirected(wiring.member.tuning, wiring.istio, wiring.xds)
+    value = clusters.redirected(wiring.member.policy, wiring.istio, wiring.xds)
     value = {"lb_policy": "CLUSTER_PROVIDED", **value}
     made = [_service(wiring, second)] if second.missing else []
     # Referenced, so that the cluster is in the proxy, and warm, before a route leads there.
@@ -119,9 +119,9 @@ def _filters(wiring: Wiring, service: Host) -> list[Object]:
     match = {"context": INBOUND, "listener": {"name": "main_internal", "filterChain": chain}}
     found = []
     members = sorted(wiring.members, key=lambda member: member.pool)
-    if any(member.tuning.digests for member in members):
+    if any(member.digests for member in members):
         found.append(running_digest_filter(wiring.only_routes))
-    if asking := [member for member in members if member.tuning.picks]:
+    if asking := [member for member in members if member.picks]:
         found.append(ext_proc(asking))
     if not found:
         return []
@@ -181,7 +181,7 @@ def _merged(name: str, value: Object) -> Object:
 
 
 def _pickers(wiring: Wiring) -> tuple[Host, ...]:
-    return tuple(member.picker for member in wiring.members if member.tuning.picks)
+    return tuple(member.picker for member in wiring.members if member.picks)
 
 
 def _parts(service: Host) -> tuple[str, ...]:

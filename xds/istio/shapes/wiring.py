@@ -1,8 +1,4 @@
-"""What a shape is built from: the proxy, the pools, the routes, and what this Istio can do.
-
-`tuning` is the one place that reads a pool's policy. A name that the policy does not have is its
-default, so that shapes and policy may grow apart from each other.
-"""
+"""What a shape is built from: the proxy, the pools, the routes, and what this Istio can do."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -47,63 +43,6 @@ class Version(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.major}.{self.minor}"
-
-
-class Affinity(Enum):
-    """What keeps requests together where no picker says more."""
-
-    PREFIX = "prefix"
-    ADAPTER = "adapter"
-    SESSION = "session"
-
-
-class Body(Enum):
-    """What the picker is sent of a request's body."""
-
-    DIGESTS = "digests"  # nothing: digests in headers
-    BUFFERED = "buffered"  # all of it
-
-
-@dataclass(frozen=True, slots=True)
-class Tuning:
-    """What the pool's annotations ask of its proxies."""
-
-    tier: Tier = Tier.PICK
-    affinity: Affinity = Affinity.PREFIX
-    session_header: str = "x-session-id"
-    body: Body = Body.DIGESTS
-    hash_balance_factor: int = 125
-
-    @property
-    def picks(self) -> bool:
-        return self.tier is Tier.PICK
-
-    @property
-    def digests(self) -> bool:
-        """Does anything here read what the digest filter writes?"""
-        hashed = self.tier is Tier.AFFINITY and self.affinity is not Affinity.SESSION
-        return self.picks or hashed
-
-    @property
-    def hash_header(self) -> str:
-        return {
-            Affinity.PREFIX: "x-weir-affinity",
-            Affinity.ADAPTER: "x-gateway-model-name",
-            Affinity.SESSION: self.session_header,
-        }[self.affinity]
-
-
-def tuning(policy: Policy) -> Tuning:
-    default = Tuning()
-    affinity = getattr(policy, "affinity", default.affinity)
-    body = getattr(policy, "body", default.body)
-    return Tuning(
-        tier=policy.tier,
-        affinity=Affinity(affinity.value),
-        session_header=getattr(policy, "session_header", "") or default.session_header,
-        body=Body(body.value),
-        hash_balance_factor=policy.hash_balance_factor,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,12 +96,21 @@ class Member:
     namespace: str
     name: str
     picker: Host
-    tuning: Tuning = Tuning()
+    policy: Policy
     http2: bool = False
 
     @property
     def pool(self) -> PoolName:
         return f"{self.namespace}/{self.name}"
+
+    @property
+    def picks(self) -> bool:
+        return self.policy.tier is Tier.PICK
+
+    @property
+    def digests(self) -> bool:
+        """Does anything read what the digest filter writes?"""
+        return self.policy.tier in (Tier.PICK, Tier.AFFINITY)
 
     def cluster(self, istio: Istio) -> str:
         """istiod's cluster of it."""
