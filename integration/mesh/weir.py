@@ -12,6 +12,7 @@ import yaml
 
 from picker.server import Picker, serving
 from weir.processes import start, weir
+from xds.wire import PoolView
 
 
 class ControlPlane:
@@ -126,6 +127,7 @@ class SteeredPicker:
 
 class _Steered(NamedTuple):
     destination: str
+    view: PoolView = PoolView("")
 
     @property
     def endpoint(self):
