@@ -1,6 +1,8 @@
 """What each shape patches, and that Envoy's own API reads every bit of it."""
 
 import importlib
+import json
+from pathlib import Path
 
 import pytest
 import yaml
@@ -33,6 +35,7 @@ from xds.istio.shapes.manifest import to_yaml
 from xds.istio.shapes.wiring import Shape
 
 MESSAGES = {"CLUSTER": Cluster, "HTTP_FILTER": HttpFilter, "HTTP_ROUTE": Route}
+STAND_INS = Path(__file__).parents[3] / "integration" / "istiod" / "patched"
 SHAPES = list(Shape)
 ROUTER = "envoy.filters.http.router"
 EXT_PROC = "envoy.filters.http.ext_proc"
@@ -120,6 +123,37 @@ OUTLINES = {
 @pytest.mark.parametrize("shape", SHAPES)
 def test_each_shape_patches_what_was_run_and_nothing_else(shape):
     assert outline(plan_of(shape)) == OUTLINES[shape]
+
+
+def stand_ins(shape):
+    """The patches that ran with istiod's own generators, with other filters in them."""
+    text = (STAND_INS / shape.value / "envoyfilter.yaml").read_text()
+    return yaml.safe_load(text.replace("llm-weir", "llm-past"))["spec"]["configPatches"]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_is_patched_is_what_was_run_through_istiod(shape):
+    def where(each):
+        match = json.dumps(each["match"], sort_keys=True)
+        return each["applyTo"], each["patch"]["operation"], match
+
+    assert sorted(map(where, patches(plan_of(shape)))) == sorted(map(where, stand_ins(shape)))
+
+
+@pytest.mark.parametrize("shape", [each for each in SHAPES if not each.own_cluster])
+def test_clusters_are_patched_with_what_was_run_through_istiod(shape):
+    ours = values(plan_of(shape), apply_to="CLUSTER")
+    theirs = [each["patch"]["value"] for each in stand_ins(shape) if each["applyTo"] == "CLUSTER"]
+    assert json.loads(json.dumps(ours).replace("125", "150")) == theirs
+
+
+@pytest.mark.parametrize("shape", [each for each in SHAPES if each.own_cluster])
+def test_a_cluster_of_ours_has_all_that_the_one_that_was_run_has(shape):
+    ours = ours_of(plan_of(shape))
+    (theirs,) = [e["patch"]["value"] for e in stand_ins(shape) if e["applyTo"] == "CLUSTER"]
+    assert ours.keys() == theirs.keys()
+    for name in ("name", "eds_cluster_config", "circuit_breakers", "common_lb_config"):
+        assert ours[name] == theirs[name]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
