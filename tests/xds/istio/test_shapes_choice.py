@@ -387,6 +387,13 @@ def test_what_was_printed_is_printed_again_when_it_is_there():
         assert again.steps == made.steps
 
 
+def test_what_the_first_step_made_is_printed_again_before_the_second():
+    have, shape = HAVE[Shape.WAYPOINT_OWN_CLUSTER], Shape.WAYPOINT_SECOND_SERVICE
+    made = plan(*have, shape=shape)
+    first = [json.dumps(item) for item in made.steps[0].objects]
+    assert plan(*have, *first, shape=shape).steps == made.steps
+
+
 def test_the_first_route_to_a_pool_comes_before_istiod_has_its_cluster_and_that_is_noted():
     have, shape = HAVE[Shape.WAYPOINT_OWN_CLUSTER], Shape.WAYPOINT_INFERENCEPOOL
     words = "answered with 500 until Weir's"

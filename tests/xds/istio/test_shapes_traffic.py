@@ -249,6 +249,8 @@ def test_the_nearest_rule_counts_and_an_exact_host_before_a_pattern():
     assert limit(pattern, root, foreign) == 1
     assert limit(root, foreign) == 2
     assert limit(foreign) == 2**32 - 1
+    some = exact.replace("spec: {", "spec: {workloadSelector: {matchLabels: {app: client}}, ")
+    assert limit(some) == 2**32 - 1
 
 
 @pytest.mark.parametrize(
