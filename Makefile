@@ -16,7 +16,7 @@ setup: $(STAMP) ## a venv in .venv with Weir, a real Envoy and the developers' t
 $(STAMP): pyproject.toml xds/proto/generate.py xds/proto/weir/v1/pool.proto
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[demo,uvloop]' --group dev
+	$(BIN)/python -m pip install --quiet --editable '.[demo,kubernetes,uvloop]' --group dev
 	@touch $(STAMP)
 
 protos: ## generate xds/proto again

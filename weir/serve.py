@@ -8,6 +8,8 @@ import click
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
 from xds.security import Security, StaticTokens, read_grants
+from xds.sources.connection import Cluster
+from xds.sources.kubernetes import Watching
 from xds.standalone import BODY_MODES, Filters, Standalone
 
 FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
@@ -17,9 +19,16 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option(
     "--config",
     type=click.Path(exists=True, file_okay=False, path_type=Path),
-    required=True,
     help="Directory of Kubernetes manifests: InferencePools, Pods, InferenceObjectives.",
 )
+@click.option("--kubernetes", is_flag=True, help="Watch a cluster instead of a directory.")
+@click.option(
+    "--namespace", "namespaces", multiple=True, help="Watch this one only; may be repeated."
+)
+@click.option(
+    "--kubeconfig", type=FILE, help="Of the cluster; in a Pod its service account is used."
+)
+@click.option("--context", help="In the kubeconfig.")
 @click.option("--listen", default="127.0.0.1:18000", show_default=True, help="xDS (gRPC).")
 @click.option(
     "--status", default="127.0.0.1:18001", show_default=True, help="/status, /metrics, /healthz."
@@ -29,6 +38,17 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--tls-key", type=FILE, help="The key of --tls-cert.")
 @click.option("--client-ca", type=FILE, help="Clients show a SPIFFE certificate of this CA.")
 @click.option("--tokens", type=FILE, help="Clients show a token: YAML of TOKEN: NAMESPACE/ACCOUNT.")
+@click.option(
+    "--token-review",
+    is_flag=True,
+    help="Clients show a token that the cluster's API server checks.",
+)
+@click.option(
+    "--audience",
+    "audiences",
+    multiple=True,
+    help="Whom such tokens must be made for (istio-ca); may be repeated.",
+)
 @click.option("--grants", type=FILE, help="YAML: who sees pools beyond its own namespace.")
 @click.option(
     "--proxy-listen",
@@ -63,7 +83,11 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 @click.option("--json-logs", is_flag=True, help="Log JSON lines.")
 def command(  # noqa: PLR0913 - its options
     *,
-    config: Path,
+    config: Path | None,
+    kubernetes: bool,
+    namespaces: tuple[str, ...],
+    kubeconfig: Path | None,
+    context: str | None,
     listen: str,
     status: str,
     plaintext: bool,
@@ -71,6 +95,8 @@ def command(  # noqa: PLR0913 - its options
     tls_key: Path | None,
     client_ca: Path | None,
     tokens: Path | None,
+    token_review: bool,
+    audiences: tuple[str, ...],
     grants: Path | None,
     proxy_listen: str,
     picker: str,
@@ -83,15 +109,16 @@ def command(  # noqa: PLR0913 - its options
 ) -> None:
     """Serve Envoys and pickers over xDS: pools, weights, loads.
 
-    Watches the manifests in --config and scrapes the model servers that they select. A mistake in
-    them stops the start and names the file and the field; later mistakes are logged, and what was
-    good stands.
+    Watches the manifests in --config, or a cluster with --kubernetes, and scrapes the model servers
+    that they select. A mistake in a directory stops the start and names the file and the field;
+    later mistakes, and all in a cluster, are logged, and what was good stands.
 
     A client sees the pools of its own namespace, which its certificate or token proves, and those
     that --grants adds.
 
     \b
       weir serve --config manifests/ --plaintext --with-picker
+      weir serve --kubernetes --tls-cert tls.crt --tls-key tls.key --client-ca ca.crt
     \b
     An Envoy needs to know nothing but where this is:
       weir envoy-bootstrap --xds 127.0.0.1:18000 > envoy.yaml
@@ -99,11 +126,15 @@ def command(  # noqa: PLR0913 - its options
     """
     if plaintext == (tls_cert is not None):
         raise click.UsageError(
-            "say how clients connect: --tls-cert with --tls-key and --client-ca or --tokens, "
-            "or --plaintext, where whoever connects sees all"
+            "say how clients connect: --tls-cert with --tls-key and --client-ca, --tokens or "
+            "--token-review, or --plaintext, where whoever connects sees all"
         )
+    if token_review != bool(audiences):
+        raise click.UsageError("--token-review and --audience go together: whom tokens are for")
+    if token_review and (client_ca or tokens):
+        raise click.UsageError("either --token-review or --client-ca or --tokens")
     options = ServeOptions(
-        config,
+        _source(config, namespaces, kubernetes=kubernetes),
         listen,
         status,
         Standalone(
@@ -116,6 +147,8 @@ def command(  # noqa: PLR0913 - its options
         Security(tls_cert, tls_key, client_ca, StaticTokens(tokens) if tokens else None),
         grants=read_grants(grants) if grants else (),
         istio_domain=istio_domain,
+        cluster=Cluster(kubeconfig, context),
+        audiences=audiences,
     )
 
     async def main(stopping: asyncio.Event) -> None:
@@ -129,3 +162,15 @@ def command(  # noqa: PLR0913 - its options
             tasks.create_task(run(PickerOptions(xds=listen, listen=picker), stopping))
 
     run_until_told(main, json_logs=json_logs)
+
+
+def _source(
+    config: Path | None, namespaces: tuple[str, ...], *, kubernetes: bool
+) -> Path | Watching:
+    if kubernetes == (config is not None):
+        raise click.UsageError("say where pools come from: --config DIRECTORY or --kubernetes")
+    if config is None:
+        return Watching(namespaces)
+    if namespaces:
+        raise click.UsageError("--namespace goes with --kubernetes")
+    return config

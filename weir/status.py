@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from weir.fetch import fetch
@@ -29,18 +30,21 @@ STYLES = {"SYNCED": "green", "STALE": "yellow", "NACKED": "red"}
 def status(address: str, *, as_json: bool) -> None:
     """Pools, endpoints, and every proxy and picker: SYNCED, STALE or NACKED, by type.
 
-    Status 0 if all is well, 1 if a client refuses something, a policy or weights are in quarantine
-    or a manifest or an object is wrong, 2 if the control plane does not answer.
+    Status 0 if all is well, 1 if a client refuses something, a policy or weights are in quarantine,
+    a manifest or an object is wrong or the source is out of date, 2 if the control plane does not
+    answer.
     """
     view = _fetch(address)
     if as_json:
         click.echo(json.dumps(view, indent=2))
     else:
         console = Console()
-        for table in (_pools(view), _clients(view)):
+        for table in (_source(view["source"]), _pools(view), _clients(view)):
             console.print(table)
+        for each in view["source"]["not_in_effect"]:
+            console.print(f"not in effect: {escape(each)}")
         for line in _troubles(view):
-            console.print(f"[red]{line}[/red]")
+            console.print(f"[red]{escape(line)}[/red]")
     if _troubles(view):
         sys.exit(1)
 
@@ -136,6 +140,26 @@ def _policy(pool: Mapping[str, Any]) -> str:
     return str(pool["policy"]) if mode == "active" else f"{pool['policy']}, {mode}"
 
 
+def _source(source: Mapping[str, Any]) -> Table:
+    table = Table(title=f"Source: {source['name']}", title_justify="left")
+    for name in ("kind", "namespace", "objects", "state", "last word", "lists", "failures", "why"):
+        table.add_column(name, overflow="fold")
+    for each in source["kinds"]:
+        if each["state"] == "absent":
+            continue  # not installed, and nobody's fault
+        table.add_row(
+            each["kind"],
+            each["namespace"] or "-",
+            str(each["objects"]) + ("" if each["in_effect"] else " (not in effect)"),
+            f"[yellow]{each['state']}[/]" if each["stale"] else each["state"],
+            _or_dash(each["age_seconds"], "{:.0f} s ago".format),
+            str(each["lists"]),
+            str(each["failures"]),
+            escape(each["problem"][:200]),
+        )
+    return table
+
+
 def _clients(view: Mapping[str, Any]) -> Table:
     table = Table(title="Clients", title_justify="left")
     for name in ("node", "identity", "type", "state", "last ACK", "sent", "bytes", "why"):
@@ -157,11 +181,19 @@ def _clients(view: Mapping[str, Any]) -> Table:
 
 
 def _troubles(view: Mapping[str, Any]) -> list[str]:
-    lines = [f"manifest refused: {problem}" for problem in view["problems"]]
+    lines = [f"problem: {problem}" for problem in view["problems"]]
     lines += [
         f"{each['kind']} {each['namespace']}/{each['name']}: {each['message']}"
         for each in view.get("faults", [])
     ]
+    source = view["source"]
+    if not source["complete"]:
+        lines.append("not serving yet: the source has not got all pools together")
+    stale = [each["kind"] for each in source["kinds"] if each["stale"] and each["in_effect"]]
+    if stale:
+        lines.append(
+            f"possibly out of date: {', '.join(dict.fromkeys(stale))}; what we have stands"
+        )
     for name, pool in view["pools"].items():
         lines += [
             f"{name}: {each['what']} in quarantine until it changes: {each['reason'][:200]}"

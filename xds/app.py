@@ -1,9 +1,12 @@
 """`weir serve`: the control plane's edges, wired together in one task group.
 
-    file source ─► Latest[pools] ─► configure ┐
-    scraper ──────────────────────► observe   ├─► Plane ─► Latest[Snapshot] ─► xDS server
-    clock ────────────────────────► weigh     ┘     ▲                             │
-                                                    └── trials, verdicts ─────────┘
+    source ─► Latest[pools] ─► configure ┐
+    scraper ─────────────────► observe   ├─► Plane ─► Latest[Snapshot] ─► xDS server
+    clock ───────────────────► weigh     ┘     ▲                             │
+                                               └── trials, verdicts ─────────┘
+
+`/status` is served from the first moment, the xDS port once the source is complete: who asks before
+that must not hear of half the pools, or of none.
 
 All of the plane's methods are called from this one loop, so nothing is locked. Snapshots are
 published at most every `COALESCE_SECONDS`: a burst of scrapes costs one push. SIGTERM ends the
@@ -12,8 +15,9 @@ they have and go to another replica), then the scraper's connections close.
 """
 
 import asyncio
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +29,16 @@ from xds.court import Verdict
 from xds.latest import Latest
 from xds.loads import LoadReports
 from xds.plane import Plane
-from xds.pool import EndpointId, Observation, Pool, PoolName
-from xds.report import Metrics, status
+from xds.pool import EndpointId, Observation
+from xds.report import Metrics, status, waiting
 from xds.scraper import scrape
 from xds.security import Security
 from xds.server import serving
-from xds.sources.files import Directory, watch
+from xds.sources.connection import Cluster, Connection
+from xds.sources.files import FileSource
+from xds.sources.kubernetes import KubernetesSource, Watching
+from xds.sources.source import Source
+from xds.sources.tokens import TokenReviews
 from xds.standalone import Standalone
 from xds.status import reporting
 from xds.streams import Limits, XdsServer
@@ -46,7 +54,7 @@ log = structlog.get_logger()
 class ServeOptions:
     """What `weir serve` was told on its command line; addresses are "host:port"."""
 
-    config: Path
+    source: Path | Watching  # a directory of manifests, or what to watch in a cluster
     address: str
     status_address: str
     standalone: Standalone
@@ -54,57 +62,100 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     grants: tuple[Grant, ...] = ()
     istio_domain: str = ""  # of the mesh whose clusters are answered for; none without
+    cluster: Cluster = field(default_factory=Cluster)  # where `source` or tokens need one
+    audiences: tuple[str, ...] = ()  # of tokens that the API server is to check; none without
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     """Run until `stopping` is set.
 
-    Raises `ManifestError` where the manifests are wrong at the start, `OSError` where an address
-    cannot be bound.
+    Raises `ManifestError` where the manifests are wrong at the start, `ClusterError` where no API
+    server is to be found, `OSError` where an address cannot be bound.
     """
-    line = _Line(options)
-    async with serving(
-        line.snapshots,
-        options.address,
-        security=options.security,
-        limits=options.limits,
-        grants=options.grants,
-        reports=line.reports,
-    ) as server:
-        server.on_verdict = line.roll_back
-
-        def view() -> dict[str, Any]:
-            return status(line.plane, server, line.reports, line.directory.problems, line.clock())
-
-        registry = CollectorRegistry()
-        registry.register(Metrics(view))
-        registry.register(XdsMetrics(server))
-        host, _, port = options.status_address.rpartition(":")
+    host, _, port = options.status_address.rpartition(":")
+    async with _opened(options) as (source, security):
+        view = _View(source)
         async with (
-            reporting(host, int(port), view, registry) as status_port,
+            reporting(host, int(port), view, view.registry, view.is_ready) as status_port,
             asyncio.TaskGroup() as tasks,
         ):
-            running = [tasks.create_task(work) for work in line.works(server)]
-            log.info(
-                "serving",
-                xds=server.port,
-                status=status_port,
-                pools=sorted(line.pools.value),
-                config=str(options.config),
-            )
-            await stopping.wait()
-            log.info("draining")
-            for task in running:
-                task.cancel()
+            following = tasks.create_task(source.run())
+            log.info("waiting for the first pools", status=status_port)
+            if await _complete(source, stopping):
+                line = _Line(options, source)
+                async with serving(
+                    line.snapshots,
+                    options.address,
+                    security=security,
+                    limits=options.limits,
+                    grants=options.grants,
+                    reports=line.reports,
+                ) as server:
+                    view.serve(line, server)
+                    await line.run(server, stopping)
+            following.cancel()
+
+
+async def _complete(source: Source, stopping: asyncio.Event) -> bool:
+    """Wait for the first pools; false if `stopping` was set before they came."""
+    async with asyncio.TaskGroup() as tasks:
+        waits = [tasks.create_task(source.complete()), tasks.create_task(stopping.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for each in waits:
+            each.cancel()
+    return not stopping.is_set()
+
+
+@asynccontextmanager
+async def _opened(options: ServeOptions) -> AsyncIterator[tuple[Source, Security]]:
+    """The source, and how the port is secured; connected to a cluster where they need one."""
+    connection, security = Connection(options.cluster), options.security
+    if isinstance(options.source, Path) and not options.audiences:
+        yield FileSource(options.source, options.istio_domain), security
+        return
+    try:
+        await connection.open()
+        if options.audiences:
+            security = replace(security, verifier=TokenReviews(connection, options.audiences))
+        if isinstance(options.source, Path):
+            yield FileSource(options.source, options.istio_domain), security
+        else:
+            yield KubernetesSource(connection, options.source, options.istio_domain), security
+    finally:
+        await connection.close()
+
+
+class _View:
+    """What is said over HTTP, before and after the xDS port is open."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._clock = asyncio.get_running_loop().time
+        self._serving: tuple[_Line, XdsServer] | None = None
+        self.registry = CollectorRegistry()
+        self.registry.register(Metrics(self))
+
+    def serve(self, line: "_Line", server: XdsServer) -> None:
+        self._serving = line, server
+        self.registry.register(XdsMetrics(server))
+
+    def is_ready(self) -> bool:
+        return self._serving is not None
+
+    def __call__(self) -> dict[str, Any]:
+        now = self._clock()
+        if self._serving is None:
+            return waiting(self._source, now)
+        line, server = self._serving
+        return status(line.plane, server, line.reports, self._source, now)
 
 
 class _Line:
     """The slow line and the tasks that drive it."""
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, source: Source) -> None:
         self.clock = asyncio.get_running_loop().time
-        self.directory = Directory(options.config, options.istio_domain)
-        self.pools: Latest[Mapping[PoolName, Pool]] = Latest(self.directory.pools)
+        self.pools = source.pools
         self.plane = Plane(options.standalone)
         self.reports = LoadReports()
         self.plane.configure(self.pools.value, self.clock())
@@ -112,10 +163,20 @@ class _Line:
         self._dirty = asyncio.Event()
         self._configured = asyncio.Event()
 
-    def works(self, server: XdsServer) -> list[Any]:
+    async def run(self, server: XdsServer, stopping: asyncio.Event) -> None:
+        """Until `stopping` is set."""
+        server.on_verdict = self.roll_back
+        async with asyncio.TaskGroup() as tasks:
+            running = [tasks.create_task(work) for work in self._works(server)]
+            log.info("serving", xds=server.port, pools=sorted(self.pools.value))
+            await stopping.wait()
+            log.info("draining")
+            for task in running:
+                task.cancel()
+
+    def _works(self, server: XdsServer) -> list[Any]:
         """Coroutines that run until they are cancelled."""
         return [
-            watch(self.directory, self.pools, self._on_reload),
             scrape(self.pools, self._on_observation),
             self._reconfigure(),
             self._weigh(),
@@ -131,11 +192,6 @@ class _Line:
     def _on_observation(self, endpoint: EndpointId, observation: Observation | None) -> None:
         self.plane.observe(endpoint, observation)
         self._dirty.set()
-
-    def _on_reload(self, problems: tuple[str, ...]) -> None:
-        for problem in problems:
-            log.error("manifest refused; what was good stands", problem=problem)
-        log.info("manifests read", pools=sorted(self.directory.pools), problems=len(problems))
 
     async def _reconfigure(self) -> None:
         async for pools in self.pools.changes():

@@ -1,11 +1,18 @@
-"""Kubernetes manifests as typed objects: InferencePool, InferenceObjective, Pod, Service.
+"""Kubernetes manifests as typed objects: InferencePool, InferenceObjective, Pod, Service, and more.
 
-InferencePool and InferenceObjective are read strictly, an unknown field is an error, because a
-misspelt field in them is a pool that silently does something else. Of Pods and Services, which have
+The inference kinds are read strictly, an unknown field is an error, because a misspelt field in
+them is a pool that silently does something else. Of Pods, Services and EndpointSlices, which have
 hundreds of fields, only those below are looked at. Kinds that mean nothing to us are passed over.
 
-Schemas: inference.networking.k8s.io/v1 InferencePool and inference.networking.x-k8s.io/v1alpha2
-InferenceObjective of gateway-api-inference-extension v1; core/v1 Pod.
+An API server has compared an object with its schema before we see it. An unknown field there is one
+that is newer than we are: `convert` passes over it and says so, since an upgrade of the CRDs must
+not take pools away.
+
+Schemas: inference.networking.k8s.io/v1 InferencePool, inference.networking.x-k8s.io/v1alpha2
+InferencePool, InferenceObjective, InferenceModelRewrite and InferenceModel of
+gateway-api-inference-extension (v1alpha2 of the pool until v1.4, of InferenceModel until v0.5);
+llm-d.ai/v1alpha2 InferenceObjective and InferenceModelRewrite, where these two went with v1.6;
+core/v1 Pod and Service; discovery.k8s.io/v1 EndpointSlice.
 """
 
 import difflib
@@ -19,7 +26,10 @@ import yaml
 from msgspec import Struct, field
 
 POOL_GROUP = "inference.networking.k8s.io"
-OBJECTIVE_GROUP = "inference.networking.x-k8s.io"
+ALPHA_GROUP = "inference.networking.x-k8s.io"
+LLMD_GROUP = "llm-d.ai"
+ALPHA_POOL_FIELDS = ("selector", "targetPortNumber", "extensionRef")
+UNKNOWN_FIELDS = 20  # that are passed over in one object
 
 
 class ManifestError(ValueError):
@@ -34,6 +44,8 @@ class Owner(Struct, frozen=True):
 class Metadata(Struct, frozen=True):
     name: str
     namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
     labels: dict[str, str] = {}
     annotations: dict[str, str] = {}
     deletion_timestamp: Any = field(default=None, name="deletionTimestamp")
@@ -90,6 +102,58 @@ class InferenceObjective(Struct, frozen=True, forbid_unknown_fields=True):
     status: Any = None
 
 
+class TargetModel(Struct, frozen=True, forbid_unknown_fields=True):
+    name: str
+    weight: int | None = None
+
+
+class ModelSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    model_name: str = field(name="modelName")
+    pool_ref: PoolRef = field(name="poolRef")
+    criticality: str | None = None
+    target_models: list[TargetModel] = field(default_factory=list, name="targetModels")
+
+
+class InferenceModel(Struct, frozen=True, forbid_unknown_fields=True):
+    metadata: Metadata
+    spec: ModelSpec
+    api_version: str = field(default="", name="apiVersion")
+    kind: str = "InferenceModel"
+    status: Any = None
+
+
+class ModelMatch(Struct, frozen=True, forbid_unknown_fields=True):
+    value: str
+    type: str = "Exact"
+
+
+class RewriteMatch(Struct, frozen=True, forbid_unknown_fields=True):
+    model: ModelMatch | None = None
+
+
+class RewriteTarget(Struct, frozen=True, forbid_unknown_fields=True):
+    model_rewrite: str = field(name="modelRewrite")
+    weight: int | None = None
+
+
+class RewriteRule(Struct, frozen=True, forbid_unknown_fields=True):
+    matches: list[RewriteMatch] = []
+    targets: list[RewriteTarget] = []
+
+
+class RewriteSpec(Struct, frozen=True, forbid_unknown_fields=True):
+    pool_ref: PoolRef = field(name="poolRef")
+    rules: list[RewriteRule] = []
+
+
+class InferenceModelRewrite(Struct, frozen=True, forbid_unknown_fields=True):
+    metadata: Metadata
+    spec: RewriteSpec
+    api_version: str = field(default="", name="apiVersion")
+    kind: str = "InferenceModelRewrite"
+    status: Any = None
+
+
 class Condition(Struct, frozen=True):
     type: str
     status: str
@@ -126,12 +190,60 @@ class Service(Struct, frozen=True):
 
 
 Kinds: TypeAlias = Mapping[tuple[str, str], type[Any]]  # by group and kind
-Kind: TypeAlias = InferencePool | InferenceObjective | Pod | Service
+
+
+class SliceConditions(Struct, frozen=True):
+    ready: bool | None = None  # None: unknown, to be taken as true
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class SliceTarget(Struct, frozen=True):
+    kind: str = ""
+    name: str = ""
+    namespace: str = ""
+
+
+class SliceEndpoint(Struct, frozen=True):
+    addresses: list[str]
+    conditions: SliceConditions = SliceConditions()
+    target: SliceTarget | None = field(default=None, name="targetRef")
+    node: str = field(default="", name="nodeName")
+    zone: str = ""
+
+
+class SlicePort(Struct, frozen=True):
+    port: int | None = None
+    name: str = ""
+
+
+class EndpointSlice(Struct, frozen=True):
+    metadata: Metadata
+    address_type: str = field(default="IPv4", name="addressType")
+    endpoints: list[SliceEndpoint] = []
+    ports: list[SlicePort] = []
+    kind: str = "EndpointSlice"
+
+
+Kind: TypeAlias = (
+    InferencePool
+    | InferenceObjective
+    | InferenceModel
+    | InferenceModelRewrite
+    | Pod
+    | Service
+    | EndpointSlice
+)
 KINDS: dict[tuple[str, str], type[Kind]] = {
     (POOL_GROUP, "InferencePool"): InferencePool,
-    (OBJECTIVE_GROUP, "InferenceObjective"): InferenceObjective,
+    (ALPHA_GROUP, "InferenceObjective"): InferenceObjective,
+    (LLMD_GROUP, "InferenceObjective"): InferenceObjective,
+    (ALPHA_GROUP, "InferenceModel"): InferenceModel,
+    (ALPHA_GROUP, "InferenceModelRewrite"): InferenceModelRewrite,
+    (LLMD_GROUP, "InferenceModelRewrite"): InferenceModelRewrite,
     ("", "Pod"): Pod,
     ("", "Service"): Service,
+    ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
 }
 
 
@@ -141,6 +253,7 @@ class Manifest:
 
     source: str
     object: Kind
+    passed_over: tuple[str, ...] = ()  # fields of it that are newer than we are
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -169,6 +282,62 @@ def read(text: str, source: str, kinds: Kinds = KINDS) -> list[Manifest]:
         for item in _items(document, f"{source}: document {number}")
         for manifest in _object(item, source, number, kinds)
     ]
+
+
+def convert(document: dict[str, Any], wanted: type[Kind], source: str) -> Manifest:
+    """An object from an API server. Raises `ManifestError`."""
+    passed_over: list[str] = []
+    while True:
+        try:
+            return Manifest(source, msgspec.convert(document, wanted), tuple(passed_over))
+        except msgspec.ValidationError as error:
+            path = _remove_unknown(document, str(error))
+            if path is None or len(passed_over) >= UNKNOWN_FIELDS:
+                where = f"{source}: {wanted.__name__} {_name_of(document)}"
+                raise ManifestError(f"{where}: {_explain(str(error), wanted)}") from error
+            passed_over.append(path)
+
+
+def _name_of(document: dict[str, Any]) -> str:
+    metadata = document.get("metadata")
+    if not isinstance(metadata, dict):
+        return "without metadata"
+    return f"{metadata.get('namespace') or 'default'}/{metadata.get('name')}"
+
+
+def _remove_unknown(document: dict[str, Any], error: str) -> str | None:
+    """Take out the unknown field that msgspec complains of; its path, or None if that is not it."""
+    unknown = re.search(r"unknown field `(.*?)`(?: - at `\$(.*)`)?$", error)
+    if unknown is None:
+        return None
+    name, path = unknown[1], unknown[2] or ""
+    holder: Any = document
+    try:
+        for step in re.findall(r"[^.\[\]]+", path):
+            holder = holder[int(step) if isinstance(holder, list) else step]
+        del holder[name]
+    except (KeyError, IndexError, TypeError, ValueError):
+        return None
+    return f"{path.lstrip('.')}.{name}".lstrip(".")
+
+
+def upgrade(document: dict[str, Any]) -> dict[str, Any]:
+    """A v1alpha2 InferencePool as the v1 that it would be; what has no place there stays."""
+    spec = document.get("spec")
+    if not isinstance(spec, dict):
+        return document
+    new = {key: value for key, value in spec.items() if key not in ALPHA_POOL_FIELDS}
+    if "selector" in spec:
+        new["selector"] = {"matchLabels": spec["selector"]}
+    if "targetPortNumber" in spec:
+        new["targetPorts"] = [{"number": spec["targetPortNumber"]}]
+    extension = spec.get("extensionRef")
+    if isinstance(extension, dict):
+        picker = {key: value for key, value in extension.items() if key != "portNumber"}
+        if "portNumber" in extension:
+            picker["port"] = {"number": extension["portNumber"]}
+        new["endpointPickerRef"] = picker
+    return {**document, "spec": new}
 
 
 class _Loader(yaml.CSafeLoader):

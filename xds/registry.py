@@ -28,6 +28,7 @@ from xds.problems import Problem, Reason
 from xds.tuning import PREFIX, LastGood, ObjectKey, On, read
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
+ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
 PORTS = range(1, 65536)
 GONE = frozenset({"Failed", "Succeeded"})
 
@@ -286,6 +287,8 @@ def _endpoints(tuned: _Tuned, pods: _Pods, judge: _Judge) -> tuple[Endpoint, ...
             judge.no_address(manifest, f"status.podIP: an IP address, not {pod.status.pod_ip!r}")
             continue
         for port in dict.fromkeys(each.number for each in tuned.pool.spec.target_ports):
+            if not _is_active(port, pod):
+                continue
             new = _endpoint(pod, port, values, tuned.values.get("engine", ""))
             if new.id not in chosen:
                 chosen[new.id] = new, manifest
@@ -311,6 +314,16 @@ def _standing(rival: tuple[Endpoint, Manifest]) -> tuple[bool, bool, str]:
     """Who of several has an address: those that are ready first."""
     endpoint, _ = rival
     return not endpoint.ready, endpoint.draining, endpoint.pod
+
+
+def _is_active(port: int, pod: Pod) -> bool:
+    """Whether a Pod has somebody at this target port of its pool; without an annotation, it has.
+
+    "8000, 8002" names ports; what is no number names none. As the reference picker reads it.
+    """
+    annotations = pod.metadata.annotations
+    said = next((annotations[key] for key in ACTIVE_PORTS if key in annotations), None)
+    return said is None or str(port) in {each.strip() for each in said.split(",")}
 
 
 def _endpoint(pod: Pod, port: int, values: Values, engine: str) -> Endpoint:

@@ -10,21 +10,19 @@ from prometheus_client.registry import Collector
 from xds.loads import LoadReports
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Share
-from xds.problems import Problem
 from xds.session import Session
 from xds.snapshot import Snapshot
+from xds.sources.source import Source
 from xds.streams import XdsServer
 from xds.tuning import settings
 
 
-def status(  # noqa: PLR0913 - all that it is a view of
+def status(
     plane: Plane,
     server: XdsServer,
     reports: LoadReports,
-    problems: tuple[str, ...],
+    source: Source,
     now: float,
-    *,
-    faults: Iterable[Problem] = (),
 ) -> dict[str, Any]:
     """Pools with their endpoints as the weigher sees them; clients with what they accepted.
 
@@ -69,8 +67,22 @@ def status(  # noqa: PLR0913 - all that it is a view of
             for row in reports
         ],
         "nacks": server.traffic.nacks,
-        "problems": list(problems),
-        "faults": [each.row() for each in faults],
+        "problems": list(source.problems),
+        "faults": [each.row() for each in source.faults],
+        "source": source.status(now),
+    }
+
+
+def waiting(source: Source, now: float) -> dict[str, Any]:
+    """The same, as long as the source has not got all pools together and nobody is served."""
+    return {
+        "pools": {},
+        "clients": [],
+        "reports": [],
+        "nacks": 0,
+        "problems": list(source.problems),
+        "faults": [each.row() for each in source.faults],
+        "source": source.status(now),
     }
 
 
@@ -122,9 +134,44 @@ class Metrics(Collector):
         yield _faults(view["faults"])
         problems = len(view["problems"])
         yield GaugeMetricFamily("weir_config_problems", "Manifests that are wrong now.", problems)
+        yield from _source_metrics(view["source"])
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
+
+
+def _source_metrics(source: Mapping[str, Any]) -> Iterator[Metric]:
+    """By kind; the oldest of its namespaces is how old it is."""
+    age = GaugeMetricFamily(
+        "weir_source_age_seconds", "Since the source last spoke of a kind.", labels=["kind"]
+    )
+    stale = GaugeMetricFamily(
+        "weir_source_stale", "Is what we have of a kind possibly out of date?", labels=["kind"]
+    )
+    objects = GaugeMetricFamily("weir_source_objects", "Objects known.", labels=["kind"])
+    refused = GaugeMetricFamily(
+        "weir_source_refused_objects", "Objects that could not be read.", labels=["kind"]
+    )
+    lists = CounterMetricFamily("weir_source_lists", "Complete lists.", labels=["kind"])
+    failures = CounterMetricFamily(
+        "weir_source_failures", "Lists and watches that failed.", labels=["kind"]
+    )
+    for kind in sorted({each["kind"] for each in source["kinds"]}):
+        rows = [each for each in source["kinds"] if each["kind"] == kind]
+        ages = [each["age_seconds"] for each in rows if each["age_seconds"] is not None]
+        if ages:
+            age.add_metric([kind], max(ages))
+        stale.add_metric([kind], any(each["stale"] for each in rows))
+        for family, key in (
+            (objects, "objects"),
+            (refused, "refused"),
+            (lists, "lists"),
+            (failures, "failures"),
+        ):
+            family.add_metric([kind], sum(each[key] for each in rows))
+    complete = float(source["complete"])
+    yield GaugeMetricFamily("weir_source_complete", "Are the first pools known?", complete)
+    yield from (age, stale, objects, refused, lists, failures)
 
 
 def _endpoint(

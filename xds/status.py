@@ -1,7 +1,8 @@
-"""What the control plane says of itself over HTTP: `/healthz`, `/status` and `/metrics`.
+"""What the control plane says over HTTP: `/healthz`, `/readyz`, `/status` and `/metrics`.
 
 `/status` is the JSON behind `weir status` and the demo's live table: pools with their endpoints as
-the weigher sees them, and the xDS clients with what each of them has accepted or refused.
+the weigher sees them, and the xDS clients with what each of them has accepted or refused. `/readyz`
+is 200 once xDS is served.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -15,12 +16,21 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 @asynccontextmanager
 async def reporting(
-    host: str, port: int, status: Callable[[], Any], registry: CollectorRegistry
+    host: str,
+    port: int,
+    status: Callable[[], Any],
+    registry: CollectorRegistry,
+    ready: Callable[[], bool] = lambda: True,
 ) -> AsyncIterator[int]:
     """Serve until the block ends; yields the port, which matters when 0 was asked for."""
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
+
+    async def readyz(_: web.Request) -> web.Response:
+        if ready():
+            return web.Response(text="ok\n")
+        return web.Response(text="the pools are not known yet\n", status=503)
 
     async def show(_: web.Request) -> web.Response:
         return web.json_response(status())
@@ -34,6 +44,7 @@ async def reporting(
     app.add_routes(
         [
             web.get("/healthz", healthz),
+            web.get("/readyz", readyz),
             web.get("/status", show),
             web.get("/metrics", metrics),
         ]

@@ -25,7 +25,27 @@ CLIENT = {
     },
     "refusals": {"ClusterLoadAssignment": {"version": "2", "reason": "b: too heavy"}},
 }
+PODS = {
+    "kind": "pods",
+    "namespace": "",
+    "objects": 12,
+    "in_effect": True,
+    "state": "watching",
+    "age_seconds": 3.2,
+    "stale": False,
+    "lists": 1,
+    "failures": 0,
+    "refused": 0,
+    "problem": "",
+}
+SOURCE = {
+    "name": "kubernetes https://10.0.0.1",
+    "complete": True,
+    "kinds": [PODS],
+    "not_in_effect": [],
+}
 VIEW = {
+    "source": SOURCE,
     "pools": {
         "team/b": {
             "policy": "pick",
@@ -36,7 +56,12 @@ VIEW = {
     "clients": [CLIENT],
     "problems": [],
 }
-WELL = {"pools": {}, "clients": [CLIENT | {"types": {}, "refusals": {}}], "problems": []}
+WELL = {
+    "source": SOURCE,
+    "pools": {},
+    "clients": [CLIENT | {"types": {}, "refusals": {}}],
+    "problems": [],
+}
 
 
 def test_differences_say_what_is_there_what_should_be_and_why():
@@ -105,6 +130,38 @@ def test_status_says_in_which_mode_a_pool_is_and_what_is_wrong_with_which_object
     assert ended.returncode == 1
     assert "pick, freeze" in ended.stdout
     assert "Pod team/b-0: weir.dev/drain: one of true, false, not 'yes'" in ended.stdout
+
+
+def test_status_shows_where_pools_come_from_and_fails_where_that_is_out_of_date():
+    away = PODS | {"state": "retrying", "stale": True, "problem": "connection refused"}
+    gone = PODS | {"kind": "gateways", "state": "absent"}
+    rewrite = PODS | {"kind": "inferencemodelrewrites.llm-d.ai", "in_effect": False}
+    source = SOURCE | {
+        "kinds": [away, gone, rewrite],
+        "not_in_effect": ["kubernetes: InferenceModelRewrite ns/ab"],
+    }
+    problem = "kubernetes: Pod ns/a: metadata.annotations[weir.dev/drain]: true or false"
+    with control_plane(WELL | {"source": source, "problems": [problem]}) as address:
+        ended = weir("status", "--status", address)
+    assert ended.returncode == 1
+    for words in (
+        "kubernetes https://10.0.0.1",
+        "connection refused",
+        "3 s ago",
+        "12 (not in effect)",
+        "not in effect: kubernetes: InferenceModelRewrite ns/ab",
+        "possibly out of date: pods; what we have stands",
+        problem,
+    ):
+        assert words in ended.stdout
+    assert "gateways" not in ended.stdout, "it is not installed, and that is nobody's fault"
+
+
+def test_status_before_the_first_pools_are_known_says_so():
+    waiting = {"source": SOURCE | {"complete": False}, "pools": {}, "clients": [], "problems": []}
+    with control_plane(waiting) as address:
+        ended = weir("status", "--status", address)
+    assert (ended.returncode, "not serving yet" in ended.stdout) == (1, True)
 
 
 def test_diff_lists_differences_and_its_status_says_whether_there_are_any():

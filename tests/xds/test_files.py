@@ -4,7 +4,7 @@ import pytest
 
 from xds.latest import Latest
 from xds.manifests import ManifestError
-from xds.sources.files import Directory, watch
+from xds.sources.files import Directory, FileSource, watch
 
 POOL = """
 apiVersion: inference.networking.k8s.io/v1
@@ -85,6 +85,24 @@ def test_a_mended_file_and_a_removed_one_count(path):
     directory.reload()
     assert members(directory) == {"default/one": ["10.0.0.1:7000"]}
     assert directory.problems == ()
+
+
+async def test_a_directory_says_what_is_in_it_and_what_nothing_follows_from(path):
+    (path / "model.yaml").write_text(
+        """
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModel
+metadata: {name: chat}
+spec: {modelName: chat, poolRef: {name: one}}
+"""
+    )
+    source = FileSource(path)
+    await source.complete()
+    status = source.status(0.0)
+    counts = {each["kind"]: (each["objects"], each["in_effect"]) for each in status["kinds"]}
+    assert counts == {"InferenceModel": (1, False), "InferencePool": (2, True), "Pod": (1, True)}
+    assert status["not_in_effect"] == ["model.yaml: InferenceModel default/chat"]
+    assert (status["complete"], list(source.pools.value)) == (True, ["default/one", "default/two"])
 
 
 async def test_changes_on_disk_are_published(path):

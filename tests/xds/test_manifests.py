@@ -2,7 +2,15 @@ import pytest
 import yaml
 
 from xds import registry
-from xds.manifests import ManifestError, read
+from xds.manifests import (
+    InferenceModel,
+    InferenceModelRewrite,
+    InferencePool,
+    ManifestError,
+    convert,
+    read,
+    upgrade,
+)
 from xds.pool import Endpoint, Mesh, Objective, Policy, Tier
 
 POOL = """
@@ -176,3 +184,86 @@ def test_a_mistake_names_the_file_the_field_and_the_way_out(text, words):
     with pytest.raises(ManifestError) as caught:
         pools(text)
     assert words in str(caught.value)
+
+
+MODEL = """
+apiVersion: inference.networking.x-k8s.io/v1alpha2
+kind: InferenceModel
+metadata: {name: chat}
+spec:
+  modelName: chat
+  criticality: Critical
+  poolRef: {name: llama}
+  targetModels: [{name: chat-v1, weight: 9}, {name: chat-v2, weight: 1}]
+---
+apiVersion: llm-d.ai/v1alpha2
+kind: InferenceModelRewrite
+metadata: {name: canary}
+spec:
+  poolRef: {name: llama}
+  rules:
+    - matches: [{model: {value: chat}}]
+      targets: [{modelRewrite: chat-v2, weight: 5}]
+"""
+
+
+def test_models_and_rewrites_are_read_and_are_no_part_of_a_pool():
+    model, rewrite = read(MODEL, "models.yaml")
+    assert isinstance(model.object, InferenceModel)
+    assert [each.weight for each in model.object.spec.target_models] == [9, 1]
+    assert isinstance(rewrite.object, InferenceModelRewrite)
+    assert rewrite.object.spec.rules[0].matches[0].model.value == "chat"
+    assert registry.pools([*read(POOL, "pool.yaml"), model, rewrite])["prod/llama"].endpoints == ()
+
+
+def test_a_misspelt_field_of_a_model_is_an_error_in_a_file():
+    with pytest.raises(
+        ManifestError, match=r"spec\.modelname: unknown field; is `modelName` meant"
+    ):
+        read(MODEL.replace("modelName", "modelname"), "models.yaml")
+
+
+def test_fields_that_are_newer_than_we_are_are_passed_over_in_what_an_api_server_says():
+    document = yaml.safe_load(POOL)
+    document["spec"]["fancy"] = 1
+    document["spec"]["targetPorts"][0]["name"] = "http"
+    manifest = convert(document, InferencePool, "kubernetes")
+    assert sorted(manifest.passed_over) == ["spec.fancy", "spec.targetPorts[0].name"]
+    assert manifest.object.spec.target_ports[0].number == 8000
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [("targetPorts", "x", "spec.targetPorts: "), ("selector", None, "spec.selector: required")],
+)
+def test_what_is_wrong_is_wrong_wherever_it_comes_from(field, value, words):
+    document = yaml.safe_load(changed(POOL, ["spec", field], value))
+    with pytest.raises(ManifestError, match="kubernetes: InferencePool prod/llama: " + words):
+        convert(document, InferencePool, "kubernetes")
+
+
+def test_an_object_of_nothing_but_unknown_fields_is_given_up():
+    document = yaml.safe_load(POOL)
+    document["spec"] |= {f"field{number}": 1 for number in range(100)}
+    with pytest.raises(ManifestError, match="unknown field"):
+        convert(document, InferencePool, "kubernetes")
+
+
+def test_a_v1alpha2_pool_is_the_v1_that_it_would_be():
+    document = {
+        "metadata": {"name": "old"},
+        "spec": {
+            "selector": {"app": "llama"},
+            "targetPortNumber": 8000,
+            "extensionRef": {"name": "epp", "portNumber": 9002, "failureMode": "FailOpen"},
+        },
+    }
+    spec = convert(upgrade(document), InferencePool, "kubernetes").object.spec
+    assert spec.selector.match_labels == {"app": "llama"}
+    assert [port.number for port in spec.target_ports] == [8000]
+    picker = spec.endpoint_picker_ref
+    assert (picker.name, picker.port.number, picker.failure_mode) == ("epp", 9002, "FailOpen")
+    with pytest.raises(ManifestError, match=r"spec\.selector: required"):
+        convert(upgrade({"metadata": {"name": "x"}, "spec": {}}), InferencePool, "kubernetes")
+    with pytest.raises(ManifestError, match=r"spec: "):
+        convert(upgrade({"metadata": {"name": "x"}, "spec": 7}), InferencePool, "kubernetes")

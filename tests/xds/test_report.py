@@ -7,9 +7,11 @@ from xds.plane import Plane
 from xds.pool import Endpoint, Load, Mode, Observation, Policy, Pool
 from xds.problems import Problem, Reason
 from xds.report import Metrics, status
+from xds.sources.source import describe
 from xds.standalone import Standalone
 
 SERVER = SimpleNamespace(clients=(), traffic=SimpleNamespace(nacks=0))
+SOURCE = describe("test", [], complete=True, not_in_effect=[])
 A, B = "10.0.0.1:80", "10.0.0.2:80"
 
 
@@ -25,7 +27,8 @@ def plane(policy):
 
 
 def view(made, *faults):
-    return status(made, SERVER, LoadReports(), (), 20.0, faults=faults)
+    source = SimpleNamespace(problems=(), faults=faults, status=lambda _: SOURCE)
+    return status(made, SERVER, LoadReports(), source, 20.0)
 
 
 def metrics(found):

@@ -6,21 +6,25 @@ removed. A file that has become empty counts as a mistake too, since some editor
 write later, and nobody empties a pool that way on purpose.
 """
 
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
+import structlog
 import watchfiles
 
 from xds import registry
 from xds.latest import Latest
 from xds.manifests import Manifest, ManifestError, read
-from xds.pool import Pool, PoolName
+from xds.problems import Problem
+from xds.sources.source import Holding, Pools, describe
 
 SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE_MILLISECONDS = 50
+NOT_IN_EFFECT = ("InferenceModel", "InferenceModelRewrite")  # read, and nothing follows
 
-Pools: TypeAlias = Mapping[PoolName, Pool]
+log = structlog.get_logger()
 Files: TypeAlias = Mapping[Path, list[Manifest]]
 
 
@@ -40,6 +44,14 @@ class Directory:
             raise ManifestError(
                 f"{path}: no InferencePool in {len(self._files)} files ({', '.join(SUFFIXES)})"
             )
+
+    def kinds(self) -> Counter[str]:
+        """How many objects there are of each kind."""
+        return Counter(manifest.key[0] for manifest in _all(self._files))
+
+    def named(self, kinds: Collection[str]) -> list[str]:
+        """The objects of these kinds, and where each is."""
+        return [each.where for each in _all(self._files) if each.key[0] in kinds]
 
     def reload(self) -> None:
         """Read again; what is wrong is in `problems`, and leaves what it concerns as it was."""
@@ -80,6 +92,48 @@ class Directory:
                     agreed = trial
             return agreed
         return files
+
+
+class FileSource:
+    """A directory as a source. Raises `ManifestError` where it is wrong at the start."""
+
+    def __init__(self, path: Path, istio_domain: str = "") -> None:
+        self.directory = Directory(path, istio_domain)
+        self.pools: Latest[Pools] = Latest(self.directory.pools)
+        self._reads = 1
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        return self.directory.problems
+
+    @property
+    def faults(self) -> Sequence[Problem]:
+        """None: a file with one is refused as a whole."""
+        return ()
+
+    async def complete(self) -> None:
+        """It was read as a whole already."""
+
+    async def run(self) -> None:
+        await watch(self.directory, self.pools, self._on_reload)
+
+    def status(self, now: float) -> dict[str, Any]:  # noqa: ARG002 - files do not age
+        kinds = self.directory.kinds()
+        return describe(
+            str(self.directory.path),
+            [
+                Holding(kind, count, lists=self._reads, in_effect=kind not in NOT_IN_EFFECT)
+                for kind, count in sorted(kinds.items())
+            ],
+            complete=True,
+            not_in_effect=self.directory.named(NOT_IN_EFFECT),
+        )
+
+    def _on_reload(self, problems: tuple[str, ...]) -> None:
+        self._reads += 1
+        for problem in problems:
+            log.error("manifest refused; what was good stands", problem=problem)
+        log.info("manifests read", pools=sorted(self.directory.pools), problems=len(problems))
 
 
 async def watch(

@@ -1,0 +1,75 @@
+"""Objects of many kinds and namespaces → pools, namespace by namespace.
+
+A pool selects within its namespace, hence a change concerns the pools of one namespace only; those
+of the others stay the values that they were. Namespaces without a pool cost nothing. What becomes
+of objects that are wrong is `registry.Standing`'s business, of which each namespace has its own.
+
+A pool is known once the Pods of its namespace are: before that it would have no endpoints, which is
+something else than not to know them. `Assembly.build` is told which namespaces are known.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from xds.manifests import InferencePool, Manifest
+from xds.pool import Pool, PoolName
+from xds.problems import Problem
+from xds.registry import Standing
+
+
+@dataclass(slots=True)
+class _Namespace:
+    standing: Standing
+    pools: Mapping[PoolName, Pool] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+
+
+class Assembly:
+    """The pools of all namespaces, as of the last `build`."""
+
+    def __init__(self, istio_domain: str = "") -> None:
+        self._domain = istio_domain
+        self._namespaces: dict[str, _Namespace] = {}
+
+    @property
+    def pools(self) -> Mapping[PoolName, Pool]:
+        return {
+            name: pool
+            for _, each in sorted(self._namespaces.items())
+            for name, pool in each.pools.items()
+        }
+
+    @property
+    def problems(self) -> list[Problem]:
+        return [each for _, it in sorted(self._namespaces.items()) for each in it.problems]
+
+    def build(
+        self,
+        sources: Iterable[Iterable[Manifest]],
+        namespaces: Iterable[str] | None = None,
+        known: Callable[[str], bool] = lambda _: True,
+    ) -> None:
+        """Make the pools of these namespaces anew, or of all.
+
+        Of two objects of one kind and name, the one in the earlier source counts.
+        """
+        wanted = None if namespaces is None else set(namespaces)
+        found: defaultdict[str, list[Manifest]] = defaultdict(list)
+        for source in sources:
+            for manifest in source:
+                namespace = manifest.object.metadata.namespace
+                if wanted is None or namespace in wanted:
+                    found[namespace].append(manifest)
+        for name in self._namespaces.keys() | found.keys() if wanted is None else wanted:
+            has_pools = any(isinstance(each.object, InferencePool) for each in found[name])
+            if has_pools and known(name):
+                self._build(name, found[name])
+            else:
+                self._namespaces.pop(name, None)
+
+    def _build(self, name: str, manifests: Iterable[Manifest]) -> None:
+        namespace = self._namespaces.get(name)
+        if namespace is None:
+            namespace = self._namespaces[name] = _Namespace(Standing(self._domain))
+        namespace.pools, namespace.problems = namespace.standing.pools(manifests)
