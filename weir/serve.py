@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from weir.mesh import mesh_options
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
+from xds.hbone_tls import MeshCredentials
 from xds.security import Security, StaticTokens, read_grants
 from xds.standalone import BODY_MODES, Filters, Standalone
 
@@ -45,6 +47,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="",
     help="Answer for istiod's clusters of each pool too, in this mesh domain (cluster.local).",
 )
+@mesh_options
 @click.option("--access-log", help="Where Envoy is told to write a JSON line a request.")
 @click.option(
     "--body-mode",
@@ -75,6 +78,7 @@ def command(  # noqa: PLR0913 - its options
     proxy_listen: str,
     picker: str,
     istio_domain: str,
+    mesh: MeshCredentials | None,
     access_log: str | None,
     body_mode: str,
     filters: str,
@@ -116,6 +120,7 @@ def command(  # noqa: PLR0913 - its options
         Security(tls_cert, tls_key, client_ca, StaticTokens(tokens) if tokens else None),
         grants=read_grants(grants) if grants else (),
         istio_domain=istio_domain,
+        mesh=mesh,
     )
 
     async def main(stopping: asyncio.Event) -> None:

@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry
 
 from xds.access import Grant
 from xds.court import Verdict
+from xds.hbone_tls import MeshCredentials
 from xds.latest import Latest
 from xds.loads import LoadReports
 from xds.plane import Plane
@@ -54,13 +55,14 @@ class ServeOptions:
     limits: Limits = field(default_factory=Limits)
     grants: tuple[Grant, ...] = ()
     istio_domain: str = ""  # of the mesh whose clusters are answered for; none without
+    mesh: MeshCredentials | None = None  # with it captured Pods are scraped through HBONE
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     """Run until `stopping` is set.
 
-    Raises `ManifestError` where the manifests are wrong at the start, `OSError` where an address
-    cannot be bound.
+    Raises `ManifestError` where the manifests are wrong at the start, `SecurityError` where
+    credentials are, `OSError` where an address cannot be bound.
     """
     line = _Line(options)
     async with serving(
@@ -102,6 +104,9 @@ class _Line:
     """The slow line and the tasks that drive it."""
 
     def __init__(self, options: ServeOptions) -> None:
+        if options.mesh is not None:
+            options.mesh.check()
+        self._mesh = options.mesh
         self.clock = asyncio.get_running_loop().time
         self.directory = Directory(options.config, options.istio_domain)
         self.pools: Latest[Mapping[PoolName, Pool]] = Latest(self.directory.pools)
@@ -116,7 +121,7 @@ class _Line:
         """Coroutines that run until they are cancelled."""
         return [
             watch(self.directory, self.pools, self._on_reload),
-            scrape(self.pools, self._on_observation),
+            scrape(self.pools, self._on_observation, self._mesh),
             self._reconfigure(),
             self._weigh(),
             self._publish(),
