@@ -5,8 +5,10 @@ from pathlib import Path
 
 import click
 
+from weir.mesh import mesh_options
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
+from xds.hbone_tls import MeshCredentials
 from xds.security import Security, StaticTokens, read_grants
 from xds.sources.connection import Cluster
 from xds.sources.kubernetes import Watching
@@ -65,6 +67,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     default="",
     help="Answer for istiod's clusters of each pool too, in this mesh domain (cluster.local).",
 )
+@mesh_options
 @click.option("--access-log", help="Where Envoy is told to write a JSON line a request.")
 @click.option(
     "--body-mode",
@@ -101,6 +104,7 @@ def command(  # noqa: PLR0913 - its options
     proxy_listen: str,
     picker: str,
     istio_domain: str,
+    mesh: MeshCredentials | None,
     access_log: str | None,
     body_mode: str,
     filters: str,
@@ -149,6 +153,7 @@ def command(  # noqa: PLR0913 - its options
         istio_domain=istio_domain,
         cluster=Cluster(kubeconfig, context),
         audiences=audiences,
+        mesh=mesh,
     )
 
     async def main(stopping: asyncio.Event) -> None:

@@ -26,6 +26,7 @@ from prometheus_client import CollectorRegistry
 
 from xds.access import Grant
 from xds.court import Verdict
+from xds.hbone_tls import MeshCredentials
 from xds.latest import Latest
 from xds.loads import LoadReports
 from xds.plane import Plane
@@ -64,14 +65,18 @@ class ServeOptions:
     istio_domain: str = ""  # of the mesh whose clusters are answered for; none without
     cluster: Cluster = field(default_factory=Cluster)  # where `source` or tokens need one
     audiences: tuple[str, ...] = ()  # of tokens that the API server is to check; none without
+    mesh: MeshCredentials | None = None  # with it captured Pods are scraped through HBONE
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     """Run until `stopping` is set.
 
     Raises `ManifestError` where the manifests are wrong at the start, `ClusterError` where no API
-    server is to be found, `OSError` where an address cannot be bound.
+    server is to be found, `SecurityError` where credentials are wrong, `OSError` where an address
+    cannot be bound.
     """
+    if options.mesh is not None:
+        options.mesh.check()
     host, _, port = options.status_address.rpartition(":")
     async with _opened(options) as (source, security):
         view = _View(source)
@@ -154,6 +159,7 @@ class _Line:
     """The slow line and the tasks that drive it."""
 
     def __init__(self, options: ServeOptions, source: Source) -> None:
+        self._mesh = options.mesh
         self.clock = asyncio.get_running_loop().time
         self.pools = source.pools
         self.plane = Plane(options.standalone)
@@ -177,7 +183,7 @@ class _Line:
     def _works(self, server: XdsServer) -> list[Any]:
         """Coroutines that run until they are cancelled."""
         return [
-            scrape(self.pools, self._on_observation),
+            scrape(self.pools, self._on_observation, self._mesh),
             self._reconfigure(),
             self._weigh(),
             self._publish(),

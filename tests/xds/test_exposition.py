@@ -1,5 +1,6 @@
 import contextlib
 import math
+import re
 
 import pytest
 from hypothesis import given
@@ -184,6 +185,77 @@ def test_samples_are_those_that_a_whole_parser_finds(lines, engine):
         return (item[0], sorted(item[1].items()), repr(item[2]))
 
     assert sorted(map(key, found)) == sorted(map(key, twin))
+
+
+def plain_samples(page, engine):
+    """The twin: line by line, character by character."""
+    found = []
+    for text in page.split(b"\n"):
+        for name in ENGINES[engine].all:
+            rest = text.removeprefix(name.encode())
+            if rest == text or rest[:1] not in (b" ", b"\t", b"{"):
+                continue
+            between, rest = braces(rest.lstrip(b" \t"))
+            words = re.split(rb"[ \t\r\f\v{]", rest.lstrip(b" \t"))
+            with contextlib.suppress(ValueError):
+                found.append((name, between, float(words[0])))
+    return found
+
+
+def braces(text):
+    """What stands between the braces at the beginning, and what follows them."""
+    quoted = escaped = False
+    for at, byte in enumerate(text):
+        char = chr(byte)
+        if at == 0:
+            if char != "{":
+                break
+        elif escaped:
+            escaped = False
+        elif quoted and char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+        elif char == "}" and not quoted:
+            return text[1:at], text[at + 1 :]
+    return b"", text
+
+
+pieces = st.sampled_from(
+    [
+        *(b"\n", b"\n", b"\n", b" ", b"\t", b"\r\n", b"{", b"}", b'"', b"\\", b",", b"=", b"#"),
+        *(b"1", b"2.5", b"NaN", b"-1", b"1e9", b"\xff", b"\0", b'engine="0"', b'x="}{"'),
+        *(b"_by_reason", b"_total", b"vllm:", b"# TYPE "),
+        *(name.encode() for name in ENGINES["vllm"].all),
+        *(name.encode() + b" 3\n" for name in ENGINES["vllm"].all),
+        *(name.encode() + b'{engine="0"} 3\n' for name in ENGINES["vllm"].all),
+    ]
+)
+
+
+@given(st.lists(pieces, max_size=30).map(b"".join))
+def test_samples_of_any_page_are_those_of_a_parser_that_reads_every_line(page):
+    found = [
+        (name, sample.between, sample.value)
+        for name, series in exposition.samples(page, "vllm").items()
+        for sample in series
+    ]
+    assert sorted(map(repr, found)) == sorted(map(repr, plain_samples(page, "vllm")))
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "vllm:num_requests_running2 7\n",
+        "vllm:num_requests_running_ 7\n",
+        "x vllm:num_requests_running 7\n",
+        "# vllm:num_requests_running 7\n",
+        'vllm:num_requests_running{engine="0"\n,x="1"} 7\n',
+        'vllm:num_requests_running{engine="0} 7\n',
+    ],
+)
+def test_what_only_looks_like_a_sample_is_none(page):
+    assert read("vllm:num_requests_waiting 1\n" + page).running is None
 
 
 @given(st.binary(max_size=200))

@@ -1,8 +1,11 @@
 import asyncio
 import itertools
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xds import scraper
 from xds.latest import Latest
@@ -23,14 +26,19 @@ class Server:
         self.delay = 0.0
         self.connections = 0
         self.asked = 0
+        self.requests_a_connection = None
 
     async def serve(self, reader, writer):
         self.connections += 1
+        asked = 0
         try:
             while await reader.readuntil(b"\r\n\r\n"):
+                if asked == self.requests_a_connection:
+                    break
                 self.asked += 1
                 await asyncio.sleep(self.delay)
                 writer.write(self.page)
+                asked += 1
                 if not self.page:
                     break
         except (asyncio.IncompleteReadError, ConnectionError):
@@ -131,8 +139,60 @@ async def test_an_endpoint_that_no_pool_has_is_forgotten_and_a_new_one_asked():
         assert one.asked <= asked + 1
 
 
+async def test_an_endpoint_that_is_to_be_asked_otherwise_keeps_its_last_load():
+    server = Server()
+    async with scraping(server) as (latest, seen, (name,), _):
+        await until(lambda: name in seen)
+        server.page = answer(b"<html>")
+        latest.publish(pools(int(name.rpartition(":")[2]), interval=0.06))
+        await until(lambda: seen[name].reachability is Reachability.SILENT)
+        assert seen[name].load.waiting == 2
+
+
+async def test_another_pod_at_the_same_address_has_no_load_yet():
+    server = Server()
+    async with scraping(server) as (latest, seen, (name,), _):
+        await until(lambda: name in seen)
+        server.page = answer(b"<html>")
+        (pool,) = latest.value.values()
+        (member,) = pool.endpoints
+        latest.publish({"d/p": replace(pool, endpoints=(replace(member, pod="d/q"),))})
+        await until(lambda: seen[name].reachability is Reachability.SILENT and server.asked > 2)
+        await until(lambda: seen[name].load is None)
+
+
+async def test_a_server_that_closes_a_kept_connection_is_asked_again_at_once():
+    server = Server()
+    server.requests_a_connection = 1
+    async with scraping(server) as (_, seen, (name,), _):
+        await until(lambda: name in seen)
+        for _ in range(20):
+            await asyncio.sleep(0.02)
+            assert seen[name].reachability is Reachability.ANSWERING
+        assert server.connections > 3
+
+
 def test_scrapes_are_spread_over_the_interval():
     offsets = sorted(scraper.offset(f"10.0.{n // 256}.{n % 256}:8000", 1.0) for n in range(1000))
     assert all(0 <= offset < 1 for offset in offsets)
     gaps = [later - earlier for earlier, later in itertools.pairwise(offsets)]
     assert max(gaps) < 0.02
+
+
+@given(
+    st.floats(0, 1e6),
+    st.floats(0.05, 10),
+    st.floats(0, 1),
+    st.lists(st.floats(-0.002, 3), max_size=20),
+)
+def test_no_turn_is_taken_twice_though_timers_come_early_or_late(start, interval, part, errors):
+    phase = part * interval
+    last, now, taken = start, start, []
+    for error in errors:
+        due = scraper.next_due(last, now, phase, interval)
+        assert due > now - 0.02 * interval
+        assert due <= max(last, now) + 1.01 * interval
+        taken.append(round((due - phase) / interval))
+        assert due == pytest.approx(phase + taken[-1] * interval)
+        last, now = due, due + error
+    assert len(set(taken)) == len(taken)
