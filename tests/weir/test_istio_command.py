@@ -175,7 +175,7 @@ def test_precheck_prints_the_matrix_and_what_to_do(config):
 def test_precheck_needs_to_know_something():
     result = run("precheck")
     assert result.exit_code == 1
-    assert "say --istio-version, or --config" in result.stderr
+    assert "say --istio-version, or where istiod" in result.stderr
 
 
 def test_uninstall_says_the_order_and_refuses_another(config):

@@ -162,7 +162,7 @@ def _parse(path):
     """Group, namespace and plural of a collection's path."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    return (group, rest[1], rest[2]) if rest[0] == "namespaces" else (group, "", rest[0])
+    return (group, rest[1], rest[2]) if len(rest) > 2 else (group, "", rest[0])
 
 
 def _line(kind, item):

@@ -2,12 +2,12 @@
 
 import json
 from importlib.metadata import version as version_of
-from pathlib import Path
 from typing import Any
 
 import click
 
 from weir.istio import options
+from weir.istio.source import Place
 from xds.istio.shapes.build import build
 from xds.istio.shapes.choice import wirings
 from xds.istio.shapes.manifest import to_yaml
@@ -17,7 +17,7 @@ from xds.istio.shapes.wiring import Plan, Shape, ShapeError
 
 @click.command("manifests")
 @click.argument("pool")
-@options.CONFIG
+@options.source_options(required=True)
 @options.ISTIO_VERSION
 @click.option(
     "--shape",
@@ -31,7 +31,7 @@ from xds.istio.shapes.wiring import Plan, Shape, ShapeError
 def manifests(  # noqa: PLR0913 - its options
     *,
     pool: str,
-    config: Path,
+    place: Place,
     istio_version: str | None,
     shape: str | None,
     step: int | None,
@@ -41,16 +41,19 @@ def manifests(  # noqa: PLR0913 - its options
 ) -> None:
     """Print what wires POOL (NAMESPACE/NAME) into its gateways and waypoints, as YAML.
 
-    Looks at what you have in --config and chooses the shape that fits; notes go to stderr. Nothing
-    is applied. Apply step 1, wait until the proxies have acknowledged (`weir status`), then step 2.
+    Looks at what you have and chooses the shape that fits; notes go to stderr. Nothing is applied.
+    Apply step 1, wait until the proxies have acknowledged (`weir status`), then step 2.
 
     \b
+      weir istio manifests ns/llm-pool --kubernetes > weir.yaml
+    \b
+    Without a way to the cluster, from what it has:
       kubectl get inferencepool,service,gateway,httproute,destinationrule,envoyfilter \\
         -A -o yaml > have/objects.yaml
       weir istio manifests ns/llm-pool --config have --istio-version 1.32 > weir.yaml
     """
     with options.told():
-        found, policies = options.read(config)
+        found, policies = options.read(place)
         xds = options.host("--xds-address", xds_address)
         istio = options.istio(options.version(istio_version, found), xds)
         question = Question(

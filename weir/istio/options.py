@@ -1,5 +1,6 @@
 """Options that the commands share, and how what they say becomes values."""
 
+import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,21 +15,52 @@ from xds.istio.shapes.inventory import Inventory, inventory, parse_version
 from xds.istio.shapes.wiring import Host, Istio, ShapeError, Version
 from xds.manifests import ManifestError
 from xds.pool import Policy, PoolName
+from xds.sources.connection import Cluster
 
 Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
 
+FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 XDS_ADDRESS = "weir-xds.weir.svc.cluster.local:15010"
 
-CONFIG: Decorator = click.option(
-    "--config",
-    type=DIRECTORY,
-    required=True,
-    help="Directory of exported YAML: InferencePools, Services, Gateways, HTTPRoutes, "
-    "DestinationRules, EnvoyFilters, Namespaces, istiod's Deployment.",
+_SOURCE = (
+    click.option(
+        "--config",
+        type=DIRECTORY,
+        help="Directory of exported YAML: InferencePools, Services, Gateways, HTTPRoutes, "
+        "DestinationRules, EnvoyFilters, Namespaces, istiod's Deployment.",
+    ),
+    click.option("--kubernetes", is_flag=True, help="Look at the cluster itself; read only."),
+    click.option("--kubeconfig", type=FILE, help="The kubeconfig, with --kubernetes."),
+    click.option("--context", help="A context in the kubeconfig, with --kubernetes."),
 )
+
+
+def source_options(*, required: bool) -> Decorator:
+    """Where to look, as the command's `place`; None where that is allowed and nothing was said."""
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(command)
+        def with_place(**options: Any) -> Any:
+            config, live = options.pop("config"), options.pop("kubernetes")
+            kubeconfig, context = options.pop("kubeconfig"), options.pop("context")
+            if (kubeconfig or context) and not live:
+                raise click.UsageError("--kubeconfig and --context go with --kubernetes")
+            if (config is not None and live) or (required and config is None and not live):
+                raise click.UsageError("say where to look: --config DIRECTORY, or --kubernetes")
+            cluster = Cluster(kubeconfig, context) if live else None
+            place = source.Place(config, cluster) if config or live else None
+            return command(place=place, **options)
+
+        for option in reversed(_SOURCE):
+            with_place = option(with_place)
+        return with_place
+
+    return decorate
+
+
 ISTIO_VERSION: Decorator = click.option(
-    "--istio-version", help="Such as 1.32; else that of istiod's Deployment in --config."
+    "--istio-version", help="Such as 1.32; else that of istiod's Deployment."
 )
 XDS: Decorator = click.option(
     "--xds-address",
@@ -44,15 +76,23 @@ def told() -> Iterator[None]:
     """What a user can mend is one line on stderr, and status 1."""
     try:
         yield
-    except (ShapeError, ManifestError) as error:
+    except (ShapeError, ManifestError, ConnectionError) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)
 
 
-def read(config: Path) -> tuple[Inventory, dict[PoolName, Policy]]:
-    """What the operator has, and what each pool's annotations ask for."""
-    manifests = list(source.manifests(config))
-    pools = registry.pools(manifests)
+def read(place: source.Place) -> tuple[Inventory, dict[PoolName, Policy]]:
+    """What the operator has, and what each pool's annotations ask for.
+
+    In files a bad annotation is an error; in a cluster, where Weir passes over it, a note.
+    """
+    manifests = source.manifests(place)
+    if place.directory is not None:
+        pools = registry.pools(manifests)
+    else:
+        pools, problems = registry.Standing().pools(manifests)
+        for problem in problems:
+            click.echo(f"note: {problem}", err=True)
     return inventory(manifests), {name: pool.policy for name, pool in pools.items()}
 
 
@@ -69,7 +109,7 @@ def version(said: str | None, found: Inventory) -> Version:
         raise ShapeError(f"several istiods ({each}); say which with --istio-version")
     if not known:
         raise ShapeError(
-            "the Istio version is not known: no istiod Deployment in --config; say --istio-version"
+            "the Istio version is not known: no istiod Deployment was found; say --istio-version"
         )
     return next(iter(known.values()))
 

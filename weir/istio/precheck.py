@@ -2,13 +2,13 @@
 
 import json
 import sys
-from pathlib import Path
 
 import click
 from rich.console import Console
 from rich.table import Table
 
 from weir.istio import options
+from weir.istio.source import Place
 from xds.istio.shapes.inventory import Inventory
 from xds.istio.shapes.precheck import Finding, findings, matrix
 from xds.istio.shapes.versions import TIERS, Cell, Verdict
@@ -19,12 +19,12 @@ STYLES = {Verdict.YES: "green", Verdict.PARTLY: "yellow", Verdict.NO: "red"}
 
 
 @click.command("precheck")
-@click.option("--config", type=options.DIRECTORY, help="Directory of exported YAML.")
+@options.source_options(required=False)
 @options.ISTIO_VERSION
 @options.XDS
 @options.JSON
 def precheck(
-    *, config: Path | None, istio_version: str | None, xds_address: str, as_json: bool
+    *, place: Place | None, istio_version: str | None, xds_address: str, as_json: bool
 ) -> None:
     """Say what this Istio version and its flags allow, and what to do about the rest.
 
@@ -34,13 +34,15 @@ def precheck(
     Status 0 if nothing stands in the way, 1 if something does, 2 if the command is wrong.
     """
     with options.told():
-        found = options.read(config)[0] if config else Inventory()
-        if config is None and istio_version is None:
-            raise ShapeError("say --istio-version, or --config with istiod's Deployment in it")
+        found = options.read(place)[0] if place else Inventory()
+        if place is None and istio_version is None:
+            raise ShapeError(
+                "say --istio-version, or where istiod's Deployment is: --config or --kubernetes"
+            )
         version = options.version(istio_version, found)
         cells = matrix(version)
         xds = options.host("--xds-address", xds_address)
-        what = findings(version, found, xds) if config else findings(version, found, xds)[:1]
+        what = findings(version, found, xds) if place else findings(version, found, xds)[:1]
     if as_json:
         click.echo(json.dumps(_said(version, cells, what), indent=2))
     else:

@@ -1,26 +1,28 @@
 """`weir istio uninstall --dry-run`: the order of removal that loses no request."""
 
 import json
-from pathlib import Path
 
 import click
 
 from weir.istio import options
+from weir.istio.source import Place
 from xds.istio.shapes.removal import Removal, Unwiring, refuse_wrong_order, unwirings
 
 
 @click.command("uninstall")
 @click.argument("pool")
 @click.option("--dry-run", is_flag=True, help="Say what to do; required, nothing else is done.")
-@options.CONFIG
+@options.source_options(required=True)
 @click.option("--step", type=click.IntRange(1, 3), help="Only this step, if its time has come.")
 @options.JSON
-def uninstall(*, pool: str, dry_run: bool, config: Path, step: int | None, as_json: bool) -> None:
+def uninstall(*, pool: str, dry_run: bool, place: Place, step: int | None, as_json: bool) -> None:
     """Print how POOL (NAMESPACE/NAME) is taken out of its proxies, step by step.
 
-    Goes by Weir's objects in --config, and removes nothing itself. With --step N it prints that
+    Goes by Weir's objects that it finds, and removes nothing itself. With --step N it prints that
     step alone, and refuses it, with status 1, while something of an earlier one is still there.
 
+    \b
+      weir istio uninstall --dry-run ns/llm-pool --kubernetes
     \b
       kubectl get inferencepool,envoyfilter,httproute,service -A -o yaml > have/objects.yaml
       weir istio uninstall --dry-run ns/llm-pool --config have
@@ -28,7 +30,7 @@ def uninstall(*, pool: str, dry_run: bool, config: Path, step: int | None, as_js
     if not dry_run:
         raise click.UsageError("this command removes nothing; say --dry-run, and run what it says")
     with options.told():
-        found, _ = options.read(config)
+        found, _ = options.read(place)
         if "/" not in pool:
             meta = found.pool(pool).metadata
             pool = f"{meta.namespace}/{meta.name}"
