@@ -25,6 +25,7 @@ from xds.assignment import cluster_load_assignment
 from xds.latest import Latest
 from xds.pool import Endpoint, Share
 from xds.snapshot import Snapshot, TypeUrl
+from xds.standalone import upstream
 
 NAME = "ns/pool"
 WAYS = ["ads-sotw", "ads-delta", "eds-sotw", "eds-delta"]
@@ -66,7 +67,7 @@ def source(way, cluster="xds"):
         "api_config_source": {
             "api_type": "DELTA_GRPC" if way.endswith("delta") else "GRPC",
             "transport_api_version": "V3",
-            "grpc_services": [{"envoy_grpc": {"cluster_name": cluster}}],
+            "grpc_services": [{"envoy_grpc": upstream(cluster)}],
         },
     }
 
@@ -105,7 +106,7 @@ def serialised(cluster):
 def bootstrap(way, xds_ports, listen, admin, *, clusters=(), node="envoy"):
     """Static listener, one route to "ns/pool"; where that comes from is the `way`."""
     form = "DELTA_GRPC" if way.endswith("delta") else "GRPC"
-    services = [{"envoy_grpc": {"cluster_name": "xds"}}]
+    services = [{"envoy_grpc": upstream("xds")}]
     dynamic = {
         "ads_config": {
             "api_type": form,

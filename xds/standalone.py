@@ -184,6 +184,15 @@ def resources(
     }
 
 
+def upstream(cluster: str) -> dict[str, object]:
+    """A cluster as an xDS client's way to its server, JSON: it is tried again within two seconds.
+
+    Left to itself Envoy waits for up to 30 s, longer the longer the server was away.
+    """
+    back_off = {"base_interval": "0.25s", "max_interval": "2s"}
+    return {"cluster_name": cluster, "retry_policy": {"retry_back_off": back_off}}
+
+
 def bootstrap(xds_address: str, admin_port: int, node_id: str) -> str:
     """An Envoy bootstrap, as YAML, that knows nothing but where the control plane is."""
     host, port = _split(xds_address)
@@ -215,7 +224,7 @@ def bootstrap(xds_address: str, admin_port: int, node_id: str) -> str:
                 "ads_config": {
                     "api_type": "DELTA_GRPC",
                     "transport_api_version": "V3",
-                    "grpc_services": [{"envoy_grpc": {"cluster_name": "weir-xds"}}],
+                    "grpc_services": [{"envoy_grpc": upstream("weir-xds")}],
                     "set_node_on_first_message_only": True,
                 },
                 "cds_config": ads,
@@ -225,7 +234,7 @@ def bootstrap(xds_address: str, admin_port: int, node_id: str) -> str:
                 "load_stats_config": {
                     "api_type": "GRPC",
                     "transport_api_version": "V3",
-                    "grpc_services": [{"envoy_grpc": {"cluster_name": "weir-xds"}}],
+                    "grpc_services": [{"envoy_grpc": upstream("weir-xds")}],
                 }
             },
         },
