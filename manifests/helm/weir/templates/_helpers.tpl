@@ -169,7 +169,9 @@ dynamic_resources:
     api_type: DELTA_GRPC
     transport_api_version: V3
     grpc_services:
-      - envoy_grpc: {cluster_name: weir-xds}
+      - envoy_grpc:
+          cluster_name: weir-xds
+          retry_policy: {retry_back_off: {base_interval: 0.25s, max_interval: 2s}}
     set_node_on_first_message_only: true
   cds_config: {resource_api_version: V3, ads: {}}
   lds_config: {resource_api_version: V3, ads: {}}
@@ -178,7 +180,9 @@ cluster_manager:
     api_type: GRPC
     transport_api_version: V3
     grpc_services:
-      - envoy_grpc: {cluster_name: weir-xds}
+      - envoy_grpc:
+          cluster_name: weir-xds
+          retry_policy: {retry_back_off: {base_interval: 0.25s, max_interval: 2s}}
 {{- end -}}
 
 {{/* What `weir serve --kubernetes` may do; docs/install.md has the table. */}}
