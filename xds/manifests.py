@@ -165,10 +165,20 @@ class PodStatus(Struct, frozen=True):
     conditions: list[Condition] = []
 
 
+class PodSpec(Struct, frozen=True):
+    node_name: str = field(default="", name="nodeName")
+
+
 class Pod(Struct, frozen=True):
     metadata: Metadata
+    spec: PodSpec = PodSpec()
     status: PodStatus = PodStatus()
     kind: str = "Pod"
+
+
+class Node(Struct, frozen=True):
+    metadata: Metadata
+    kind: str = "Node"
 
 
 class ServicePort(Struct, frozen=True):
@@ -231,6 +241,7 @@ Kind: TypeAlias = (
     | InferenceModel
     | InferenceModelRewrite
     | Pod
+    | Node
     | Service
     | EndpointSlice
 )
@@ -242,6 +253,7 @@ KINDS: dict[tuple[str, str], type[Kind]] = {
     (ALPHA_GROUP, "InferenceModelRewrite"): InferenceModelRewrite,
     (LLMD_GROUP, "InferenceModelRewrite"): InferenceModelRewrite,
     ("", "Pod"): Pod,
+    ("", "Node"): Node,
     ("", "Service"): Service,
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
 }

@@ -20,6 +20,7 @@ from xds.manifests import (
     InferencePool,
     Manifest,
     ManifestError,
+    Node,
     Pod,
     Service,
 )
@@ -158,9 +159,10 @@ class _Tuned(NamedTuple):
 
 
 class _Pods:
-    """Pods and what their annotations come to, by each of their labels."""
+    """Pods and what their annotations come to, by each of their labels; and what Nodes say."""
 
     def __init__(self) -> None:
+        self.nodes: dict[str, Mapping[str, str]] = {}  # their labels
         self._by_label: dict[tuple[str, str, str], list[tuple[Manifest, Pod, Values]]] = {}
 
     def add(self, manifest: Manifest, pod: Pod, values: Values) -> None:
@@ -194,6 +196,8 @@ def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[Po
                     tuned[_pool_name(item)] = _Tuned(manifest, form, values)
             case Pod():
                 pods.add(manifest, item, judge.values(manifest, On.POD))
+            case Node():
+                pods.nodes[item.metadata.name] = item.metadata.labels
             case Service():
                 services.append(item)
             case InferenceObjective():
@@ -286,10 +290,11 @@ def _endpoints(tuned: _Tuned, pods: _Pods, judge: _Judge) -> tuple[Endpoint, ...
         if not _is_address(pod.status.pod_ip):
             judge.no_address(manifest, f"status.podIP: an IP address, not {pod.status.pod_ip!r}")
             continue
+        node = pods.nodes.get(pod.spec.node_name, {})
         for port in dict.fromkeys(each.number for each in tuned.pool.spec.target_ports):
             if not _is_active(port, pod):
                 continue
-            new = _endpoint(pod, port, values, tuned.values.get("engine", ""))
+            new = _endpoint(pod, port, values, tuned.values.get("engine", ""), node)
             if new.id not in chosen:
                 chosen[new.id] = new, manifest
                 continue
@@ -326,8 +331,10 @@ def _is_active(port: int, pod: Pod) -> bool:
     return said is None or str(port) in {each.strip() for each in said.split(",")}
 
 
-def _endpoint(pod: Pod, port: int, values: Values, engine: str) -> Endpoint:
-    address, labels = pod.status.pod_ip, pod.metadata.labels
+def _endpoint(
+    pod: Pod, port: int, values: Values, engine: str, node: Mapping[str, str]
+) -> Endpoint:
+    address, labels, meta = pod.status.pod_ip, pod.metadata.labels, pod.metadata
     labelled = next((labels[key] for key in ENGINE_LABELS if labels.get(key) in ENGINES), "")
     return Endpoint(
         id=f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
@@ -339,7 +346,7 @@ def _endpoint(pod: Pod, port: int, values: Values, engine: str) -> Endpoint:
         speed=values.get("speed", 1.0),
         priority=values.get("priority", 0),
         engine=engine or labelled or "vllm",
-        mesh=istio.mesh(_workload(pod), pod.metadata.namespace, labels, pod.metadata.annotations),
+        mesh=istio.mesh(_workload(pod), meta.namespace, labels, meta.annotations, node),
     )
 
 

@@ -359,7 +359,8 @@ async def cluster(tmp_path, *items, installed=INSTALLED, **watching):
 
 def put(api, item):
     collection = {"inference.networking.k8s.io/v1": POOLS, ALPHA_VERSION: ALPHA}
-    api.store.put(collection.get(item.get("apiVersion"), "pods."), item)
+    default = "nodes." if item.get("kind") == "Node" else "pods."
+    api.store.put(collection.get(item.get("apiVersion"), default), item)
 
 
 ALPHA_VERSION = "inference.networking.x-k8s.io/v1alpha2"
@@ -519,6 +520,50 @@ async def test_only_the_ports_that_a_pod_says_are_active_are_endpoints(tmp_path)
         await complete(source)
         found = [each.removeprefix("10.0.0.") for each in members(source)["ns/llm"]]
         assert found == ["1:8000", "1:8001", "1:8002", "2:8000", "2:8002", "3:8001"]
+
+
+def node(name, zone, **metadata):
+    labels = {"topology.kubernetes.io/region": "eu", "topology.kubernetes.io/zone": zone}
+    return {
+        "kind": "Node",
+        "metadata": {"name": name, "namespace": "", "labels": labels, **metadata},
+    }
+
+
+async def test_a_pod_is_where_its_node_is_and_goes_where_that_goes(tmp_path):
+    here = pod("a", "10.0.0.1") | {"spec": {"nodeName": "n1"}}
+    async with cluster(tmp_path, pool(), here, node("n1", "eu-1")) as (api, source):
+        await complete(source)
+
+        def places():
+            return [(e.mesh.region, e.mesh.zone) for e in source.pools.value["ns/llm"].endpoints]
+
+        assert places() == [("eu", "eu-1")]
+        put(api, node("n1", "eu-2"))
+        await until(lambda: places() == [("eu", "eu-2")])
+        before = source.pools.value["ns/llm"]
+        put(api, node("n1", "eu-2", annotations={"heartbeat": "now"}))
+        (nodes,) = [feed for feed in source.feeds if feed.kind == kinds.NODE]
+        await until(
+            lambda: any(
+                each.object.metadata.annotations for each in nodes.reflector.objects.values()
+            )
+        )
+        put(api, pool(namespace="other"))
+        await until(lambda: "other/llm" in source.pools.value)
+        assert source.pools.value["ns/llm"] is before, "a Node's heartbeat is no news"
+        api.store.delete("nodes.", "n1", namespace="")
+        await until(lambda: places() == [("", "")])
+
+
+async def test_who_sees_some_namespaces_only_does_not_ask_for_nodes(tmp_path):
+    here = pod("a", "10.0.0.1") | {"spec": {"nodeName": "n1"}}
+    items = (pool(), here, node("n1", "eu-1"))
+    async with cluster(tmp_path, *items, namespaces=("ns",)) as (api, source):
+        await complete(source)
+        (endpoint,) = source.pools.value["ns/llm"].endpoints
+        assert endpoint.mesh.zone == ""
+        assert not api.lists("nodes")
 
 
 def alpha_pool(name="llm", port=8000):

@@ -7,6 +7,7 @@ Sources are files of istio/istio at 86c9f01f:
     names        pilot/pkg/config/kube/gateway/inferencepool_collection.go: InferencePoolServiceName
                  pilot/pkg/model/service.go: BuildSubsetKey, BuildInboundSubsetKey
     addresses    pilot/pkg/xds/endpoints/endpoint_builder.go: buildEnvoyLbEndpoint
+    localities   pilot/pkg/serviceregistry/kube/controller/controller.go: getPodLocality
     workloads    pilot/pkg/networking/util: AppendLbEndpointMetadata; name;namespace;canonical
                  name;canonical revision, empty if "latest";cluster
 
@@ -19,6 +20,7 @@ Sources are files of istio/istio at 86c9f01f:
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 from xds.pool import Endpoint, EndpointId, IstioCluster, Mesh, Share
 from xds.proto.envoy.config.core.v3 import health_check_pb2
@@ -30,10 +32,15 @@ ORIGINAL_DST = "envoy.filters.listener.original_dst"
 SOCKET_MATCH = "envoy.transport_socket_match"
 OVERPROVISIONING = 140
 LATEST = "latest"
+CLUSTER_ID = "Kubernetes"  # istiod's own default
 NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 REVISION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 REDIRECTION = "ambient.istio.io/redirection"
 SIDECAR_STATUS = "sidecar.istio.io/status"
+LOCALITY = "istio-locality"  # on a Pod: "region.zone.subzone", or with slashes
+REGION_LABELS = ("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region")
+ZONE_LABELS = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone")
+SUBZONE_LABELS = ("topology.istio.io/subzone",)
 
 
 def shadow_service(pool: str) -> str:
@@ -63,22 +70,43 @@ def mesh(
     namespace: str,
     labels: Mapping[str, str],
     annotations: Mapping[str, str],
-    cluster_id: str = "Kubernetes",
+    node: Mapping[str, str] = MappingProxyType({}),
 ) -> Mesh:
-    """What the mesh knows of a Pod; `name` is its workload's, the Pod's own if it has no owner."""
+    """What the mesh knows of a Pod; `name` is its workload's, the Pod's own if it has no owner.
+
+    `node` are the labels of its Node, where those are known; newer Kubernetes copies what matters
+    of them to the Pod.
+    """
     canonical = next((labels[key] for key in NAME_LABELS if labels.get(key)), name)
     revision = next((labels[key] for key in REVISION_LABELS if labels.get(key)), LATEST)
     if revision == LATEST:
         revision = ""
     captured = annotations.get(REDIRECTION) == "enabled"
+    region, zone, subzone = locality(labels, node)
     return Mesh(
         captured=captured or labels.get("networking.istio.io/tunnel") == "http",
         sidecar=not captured and SIDECAR_STATUS in annotations,
-        workload=f"{name};{namespace};{canonical};{revision};{cluster_id}",
-        region=labels.get("topology.kubernetes.io/region", ""),
-        zone=labels.get("topology.kubernetes.io/zone", ""),
-        subzone=labels.get("topology.istio.io/subzone", ""),
+        workload=f"{name};{namespace};{canonical};{revision};{CLUSTER_ID}",
+        region=region,
+        zone=zone,
+        subzone=subzone,
     )
+
+
+def locality(pod: Mapping[str, str], node: Mapping[str, str]) -> tuple[str, str, str]:
+    """Region, zone and subzone: what the Pod names, else its Node's labels, else its own."""
+    if said := pod.get(LOCALITY):
+        parts = said.split("/") if "/" in said else said.split(".")
+        region, zone, subzone, *_ = *parts, "", ""
+        return region, zone, subzone
+    for labels in (node, pod):
+        found = tuple(
+            next((labels[key] for key in keys if labels.get(key)), "")
+            for keys in (REGION_LABELS, ZONE_LABELS, SUBZONE_LABELS)
+        )
+        if any(found):
+            return found[0], found[1], found[2]
+    return "", "", ""
 
 
 def assignment(

@@ -11,8 +11,9 @@ something else than not to know them. `Assembly.build` is told which namespaces 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from xds.manifests import InferencePool, Manifest
+from xds.manifests import InferencePool, Manifest, Pod
 from xds.pool import Pool, PoolName
 from xds.problems import Problem
 from xds.registry import Standing
@@ -49,8 +50,9 @@ class Assembly:
         sources: Iterable[Iterable[Manifest]],
         namespaces: Iterable[str] | None = None,
         known: Callable[[str], bool] = lambda _: True,
+        nodes: Mapping[str, Manifest] = MappingProxyType({}),
     ) -> None:
-        """Make the pools of these namespaces anew, or of all.
+        """Make the pools of these namespaces anew, or of all; `nodes` by their name.
 
         Of two objects of one kind and name, the one in the earlier source counts.
         """
@@ -64,7 +66,7 @@ class Assembly:
         for name in self._namespaces.keys() | found.keys() if wanted is None else wanted:
             has_pools = any(isinstance(each.object, InferencePool) for each in found[name])
             if has_pools and known(name):
-                self._build(name, found[name])
+                self._build(name, [*found[name], *_nodes_of(found[name], nodes)])
             else:
                 self._namespaces.pop(name, None)
 
@@ -73,3 +75,10 @@ class Assembly:
         if namespace is None:
             namespace = self._namespaces[name] = _Namespace(Standing(self._domain))
         namespace.pools, namespace.problems = namespace.standing.pools(manifests)
+
+
+def _nodes_of(found: Iterable[Manifest], nodes: Mapping[str, Manifest]) -> list[Manifest]:
+    """Those that the Pods of a namespace are on."""
+    pods = (each.object for each in found if isinstance(each.object, Pod))
+    names = {pod.spec.node_name for pod in pods}
+    return [nodes[name] for name in sorted(names) if name in nodes]

@@ -9,6 +9,9 @@ A kind that moved is asked for where it was and where it is. InferencePools of b
 and of two of one name the v1 does. InferenceObjectives and InferenceModelRewrites of the group that
 they left count only as long as the new one is not installed, as for the reference picker.
 
+Nodes say where a Pod is (region, zone), for a mesh. They belong to the cluster: who may look into
+some namespaces only does not ask for them, and goes by what Pods say themselves.
+
 EndpointSlices are not asked for unless somebody wants them. A pool selects Pods, not a Service, and
 the conditions in a slice are computed from the same Pods: `serving` is their Ready condition,
 `terminating` their deletionTimestamp (kubernetes/endpointslice, podToEndpoint). They would come one
@@ -47,6 +50,7 @@ class Kind:
     convert: Callable[[Document], Document] | None = None
     fields: str = ""  # a field selector
     in_effect: bool = True  # does anything follow from such an object?
+    of_cluster: bool = False  # it has no namespace
 
     @property
     def resource(self) -> str:
@@ -85,7 +89,7 @@ class Kind:
             raise Malformed(f"{SOURCE}: {self.name} {where}: {error}") from error
 
 
-LAX = (manifests.Pod, manifests.Service, manifests.EndpointSlice)
+LAX = (manifests.Pod, manifests.Node, manifests.Service, manifests.EndpointSlice)
 
 
 def _without_managed_fields(document: Any) -> Document:
@@ -117,6 +121,7 @@ ALPHA_POOL = Kind(
     convert=manifests.upgrade,
 )
 POD = Kind("", "v1", "pods", "Pod", manifests.Pod, fields=RUNNING)
+NODE = Kind("", "v1", "nodes", "Node", manifests.Node, of_cluster=True)
 SERVICE = Kind("", "v1", "services", "Service", manifests.Service)
 OBJECTIVE, ALPHA_OBJECTIVE = (
     Kind(
@@ -159,6 +164,7 @@ POOLS = (POOL, ALPHA_POOL)
 ALWAYS = (
     *POOLS,
     POD,
+    NODE,
     SERVICE,
     OBJECTIVE,
     ALPHA_OBJECTIVE,

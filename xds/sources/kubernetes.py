@@ -25,6 +25,7 @@ from typing import Any
 
 import structlog
 
+from xds.istio.assignment import locality
 from xds.latest import Latest
 from xds.manifests import Manifest
 from xds.operators import Subject, subjects
@@ -33,7 +34,19 @@ from xds.sources.answers import Key
 from xds.sources.assembly import Assembly
 from xds.sources.connection import Connection
 from xds.sources.feed import Feed
-from xds.sources.kinds import ALWAYS, MAKE_POOLS, MOVED, POD, POOL, POOLS, SOURCE, Document, Kind
+from xds.sources.kinds import (
+    ALWAYS,
+    MAKE_POOLS,
+    MOVED,
+    NODE,
+    POD,
+    POOL,
+    POOLS,
+    SOURCE,
+    Document,
+    Item,
+    Kind,
+)
 from xds.sources.reflector import SLACK_SECONDS, WATCH_SECONDS, State
 from xds.sources.source import Holding, Pools, describe
 
@@ -73,10 +86,12 @@ class KubernetesSource:
         self._standing: frozenset[Feed] = frozenset()  # as of the last `_build`
         self._everything = False  # is it more than some namespaces that changed?
         self._known_since: float | None = None
+        self._nodes: dict[str, Manifest] = {}
         self.feeds = [
             Feed(kind, namespace, connection, self._on_change, rng)
             for kind in dict.fromkeys((*ALWAYS, *watching.more))
             for namespace in self._namespaces
+            if not (kind.of_cluster and namespace)
         ]
 
     @property
@@ -154,10 +169,24 @@ class KubernetesSource:
     def _on_change(self, feed: Feed, keys: frozenset[Key]) -> None:
         if feed.kind in MAKE_POOLS:
             self._dirty |= {namespace for namespace, _ in keys}
+        if feed.kind == NODE and self._nodes_moved(feed, keys):
+            self._everything = True
         if _stands(feed) != (feed in self._standing):
             self._everything = True
         if self._dirty or self._everything:
             self._touched.set()
+
+    def _nodes_moved(self, feed: Feed, keys: Iterable[Key]) -> bool:
+        """Whether Nodes are elsewhere now; their status, which changes all the time, is nothing."""
+        moved = False
+        for key in keys:
+            before, now = self._nodes.get(key[1]), feed.reflector.objects.get(key)
+            if isinstance(now, Manifest):
+                self._nodes[key[1]] = now
+            else:
+                self._nodes.pop(key[1], None)
+            moved = moved or _place(before) != _place(now)
+        return moved
 
     async def _touch(self, seconds: float) -> bool:
         """Wait for a change, not longer than so; whether there was one."""
@@ -181,7 +210,10 @@ class KubernetesSource:
         before = set(self._assembly.problems)
         self._standing = frozenset(feed for feed in self.feeds if _stands(feed))
         self._assembly.build(
-            self._manifests(), None if self._everything else namespaces, self._knows
+            self._manifests(),
+            None if self._everything else namespaces,
+            self._knows,
+            self._nodes,
         )
         self._dirty, self._everything = set(), False
         for each in self._assembly.problems:
@@ -212,6 +244,11 @@ class KubernetesSource:
 def _stands(feed: Feed) -> bool:
     """Whether a feed's objects count. Which of others do, and what is known, follows from that."""
     return feed.reflector.listed and feed.reflector.state is not State.ABSENT
+
+
+def _place(item: Item | None) -> tuple[str, str, str]:
+    labels = item.object.metadata.labels if isinstance(item, Manifest) else {}
+    return locality({}, labels)
 
 
 def _manifests(feed: Feed) -> list[Manifest]:

@@ -203,3 +203,24 @@ def test_a_service_of_another_selector_namespace_or_port_is_not_the_pools():
         manifests = read(text.replace(before, after), "kubernetes.yaml")
         clusters = registry.pools(manifests, "cluster.local")["ns/llm-pool"].istio_clusters
         assert [each.name for each in clusters] == [POOL]
+
+
+REGION, ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone"
+
+
+@pytest.mark.parametrize(
+    ("pod", "node", "place"),
+    [
+        ({}, {}, ("", "", "")),
+        ({}, {REGION: "eu", ZONE: "eu-1"}, ("eu", "eu-1", "")),
+        ({}, {REGION: "eu", "topology.istio.io/subzone": "rack"}, ("eu", "", "rack")),
+        ({}, {"failure-domain.beta.kubernetes.io/region": "old"}, ("old", "", "")),
+        ({ZONE: "pod"}, {ZONE: "node"}, ("", "node", "")),
+        ({ZONE: "pod"}, {}, ("", "pod", "")),
+        ({"istio-locality": "eu.eu-1.rack"}, {ZONE: "node"}, ("eu", "eu-1", "rack")),
+        ({"istio-locality": "eu/eu-1"}, {}, ("eu", "eu-1", "")),
+    ],
+)
+def test_a_place_is_the_pods_by_name_else_its_nodes_else_its_own(pod, node, place):
+    """pilot/pkg/serviceregistry/kube/controller/controller.go: getPodLocality."""
+    assert istio.locality(pod, node) == place

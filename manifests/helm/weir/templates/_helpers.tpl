@@ -189,7 +189,7 @@ cluster_manager:
 {{- define "weir.reads" }}
 rules:
   - apiGroups: [""]
-    resources: [pods, services]
+    resources: [pods, services{{ if not .Values.namespaces }}, nodes{{ end }}]
     verbs: [get, list, watch]
   - apiGroups: [inference.networking.k8s.io]
     resources: [inferencepools]
