@@ -10,11 +10,14 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 
+import grpc
+import grpc.aio
 import pytest
 import yaml
 
+from picker.server import SERVICE
 from tests.certificates import Authority
 from tests.manifests import checks, objects
 from tests.manifests.objects import CHART, KUSTOMIZE, OVERLAYS, ROOT, comparable, index, name
@@ -28,7 +31,7 @@ from weir.stack import wait_until
 from xds.standalone import bootstrap
 
 COMMANDS = {"weir-xds": serve.command, "weir-picker": picker.command}
-TLS = "/var/run/secrets/weir/tls"
+TLS, MESH = "/var/run/secrets/weir/tls", "/var/run/secrets/weir/mesh"
 FULL = {
     "controller": {"manageEnvoyFilters": True},
     "authorizationPolicy": {
@@ -37,6 +40,8 @@ FULL = {
     },
     "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
 }
+SCRAPING = {"enabled": True}
+CALLERS = {"enabled": True, "allow": ["default/inference-gateway-istio"]}
 PLACED = {
     "podLabels": {"team": "search"},
     "podAnnotations": {"note": "yes"},
@@ -52,6 +57,19 @@ SCENARIOS = {
     "plaintext": {"security": {"clients": "plaintext"}},
     "everything": {"security": {"clients": "tokens"}, **FULL},
     "namespaces": {"security": {"clients": "tokens"}, "namespaces": ["a", "b"], **FULL},
+    "scraping with a certificate of its own": {
+        "security": {"clients": "plaintext", "certManager": {"enabled": True}},
+        "meshScraping": SCRAPING,
+    },
+    "scraping with a Secret of yours": {
+        "security": {"clients": "tokens"},
+        "meshScraping": SCRAPING | {"secretName": "mesh", "trustDomain": "example.org"},
+    },
+    "picker with TLS": {
+        "security": {"clients": "certificates", "certManager": {"enabled": True}},
+        "meshScraping": SCRAPING,
+        "picker": {"captured": False, "tls": CALLERS},
+    },
     "placed": {
         "security": {
             "clients": "certificates",
@@ -78,8 +96,21 @@ COMPOSITIONS = {
     "tokens": ({"istio", "tokens"}, {"security": {"clients": "tokens"}}),
     "plaintext": ({"istio", "plaintext"}, {"security": {"clients": "plaintext"}}),
     "everything": (
-        {"istio", "certificates", "envoyfilters", "service-monitor", "authorization-policy"},
-        {"security": {"clients": "certificates"}, **FULL, "serviceMonitor": {"enabled": True}},
+        {"istio", "certificates", "envoyfilters", "service-monitor", "authorization-policy"}
+        | {"mesh-scraping"},
+        {
+            "security": {"clients": "certificates"},
+            **FULL,
+            "serviceMonitor": {"enabled": True},
+            "meshScraping": SCRAPING,
+        },
+    ),
+    "picker with TLS": (
+        {"istio", "certificates", "picker-tls"},
+        {
+            "security": {"clients": "certificates"},
+            "picker": {"captured": False, "tls": CALLERS},
+        },
     ),
 }
 
@@ -143,13 +174,19 @@ def test_an_overlay_and_the_chart_with_its_values_are_the_same_objects(overlay):
     assert by_name(of_overlay(overlay)) == by_name(of_chart(overlay))
 
 
+def in_order(components):
+    """What uses a volume comes after what makes it."""
+    late = {"mesh-scraping", "picker-tls"}
+    return [*sorted(components - late), *sorted(components & late)]
+
+
 @pytest.mark.parametrize("composition", COMPOSITIONS)
 def test_components_on_the_base_and_the_chart_are_the_same_objects(chart, tmp_path, composition):
     components, values = COMPOSITIONS[composition]
     base = os.path.relpath(KUSTOMIZE, tmp_path.resolve())
     content = {
         "resources": [f"{base}/overlays/waypoint/../../base"],
-        "components": [f"{base}/components/{each}" for each in sorted(components)],
+        "components": [f"{base}/components/{each}" for each in in_order(components)],
     }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(content))
     ours = by_name(rendered(objects.kustomize, tmp_path))
@@ -204,6 +241,22 @@ def test_helm_finds_nothing_to_say_against_the_chart(overlay):
             },
             "picker.captured=true",
         ),
+        (
+            {
+                "security": {"clients": "plaintext"},
+                "istio": {"enabled": False},
+                "meshScraping": SCRAPING,
+            },
+            "needs istio.enabled=true",
+        ),
+        (
+            {"security": {"clients": "tokens"}, "picker": {"captured": False, "tls": CALLERS}},
+            "security.clients=certificates",
+        ),
+        (
+            {"security": {"clients": "certificates"}, "picker": {"tls": CALLERS}},
+            "set picker.captured=false",
+        ),
     ],
 )
 def test_values_that_make_no_sense_are_refused_with_the_way_out(chart, values, message):
@@ -243,6 +296,68 @@ def test_istiod_finds_grpc_on_the_ports_that_it_makes_clusters_of(chart):
     }
     assert ports["weir-xds", "grpc-xds"] == 15010
     assert ports["weir-picker", "grpc-ext-proc"] == 9002
+
+
+@pytest.mark.parametrize("captured", [True, False])
+def test_metrics_of_both_programs_are_served_found_and_let_through(chart, captured):
+    peer = {"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}
+    found = index(
+        chart(
+            {
+                "security": {"clients": "certificates"},
+                "picker": {"captured": captured},
+                "serviceMonitor": {"enabled": True},
+                "networkPolicy": {"metricsFrom": [peer]},
+            }
+        )
+    )
+    for each, argument in (("weir-xds", "--status=:15014"), ("weir-picker", "--metrics=:15014")):
+        pod = found[f"Deployment/{each}"]["spec"]["template"]["spec"]["containers"][0]
+        assert argument in pod["args"]
+        (endpoint,) = found[f"ServiceMonitor/{each}"]["spec"]["endpoints"]
+        (port,) = [
+            port
+            for port in found[f"Service/{each}"]["spec"]["ports"]
+            if port["name"] == endpoint["port"]
+        ]
+        assert {"name": port["targetPort"], "containerPort": 15014} in pod["ports"]
+        opened = [
+            {each["port"] for each in rule["ports"]}
+            for rule in found[f"NetworkPolicy/{each}"]["spec"]["ingress"]
+            if peer in rule["from"]
+        ]
+        # What is captured is reached through HBONE by whoever is captured, too.
+        assert opened == [{15014, 15008} if captured and each == "weir-picker" else {15014}]
+
+
+@pytest.mark.parametrize(
+    ("values", "directory", "secret", "domain"),
+    [
+        ({"security": {"clients": "certificates"}}, TLS, "weir-xds-tls", "cluster.local"),
+        ({"security": {"clients": "plaintext"}}, MESH, "weir-xds-tls", "cluster.local"),
+        ({"security": {"clients": "tokens"}}, TLS, "weir-xds-tls", "cluster.local"),
+        (SCENARIOS["scraping with a Secret of yours"], MESH, "mesh", "example.org"),
+    ],
+)
+def test_the_scraper_shows_the_mesh_certificate_that_it_is_given(
+    chart, values, directory, secret, domain
+):
+    found = index(chart({"meshScraping": SCRAPING} | values))
+    pod = found["Deployment/weir-xds"]["spec"]["template"]["spec"]
+    (weir,) = pod["containers"]
+    assert {
+        f"--mesh-cert={directory}/tls.crt",
+        f"--mesh-key={directory}/tls.key",
+        f"--mesh-ca={directory}/ca.crt",
+        f"--trust-domain={domain}",
+    } <= set(weir["args"])
+    (volume,) = [each["name"] for each in weir["volumeMounts"] if each["mountPath"] == directory]
+    (source,) = [each for each in pod["volumes"] if each["name"] == volume]
+    assert source["secret"]["secretName"] == secret
+    # To any port of the model servers, 15008 among them.
+    assert {"to": [{"namespaceSelector": {}}]} in (
+        found["NetworkPolicy/weir-xds"]["spec"]["egress"]
+    )
 
 
 def test_with_namespaces_every_right_but_the_token_review_is_bound_to_them(chart):
@@ -308,6 +423,9 @@ def test_the_notes_say_what_comes_next_and_warn_of_what_was_asked_for(tmp_path, 
     assert ("weir istio manifests" in notes) == ("envoy" not in values)
     made = values["security"].get("certManager", {}).get("enabled", False)
     assert ("Pods wait for what you bring" in notes) == (clients != "plaintext" and not made)
+    own = values.get("meshScraping", {}).get("secretName", "")
+    assert (f"waits for the Secret {own}" in notes) == bool(own)
+    assert ("--picker weir-picker.weir.svc.cluster.local:9002" in notes) == ("envoy" not in values)
 
 
 @pytest.mark.envoy
@@ -360,11 +478,17 @@ async def clients(client, status):
         return (await response.json())["clients"]
 
 
-async def test_the_picker_shows_its_certificate_and_sees_pools_of_other_namespaces(chart, tmp_path):
-    """With the identities and files that the chart's Certificates and Deployments name."""
-    found = chart(SCENARIOS["cert-manager"])
+def certified(tmp_path, found):
+    """What replaces addresses and files of an installation with certificates, and their authority.
+
+    The identities and files are those that the chart's Certificates and Deployments name.
+    """
     authority = Authority(tmp_path / "ca")
-    replaced = {"[::]:15012": f"127.0.0.1:{free()}", "[::]:9002": f"127.0.0.1:{free()}"}
+    replaced = {
+        "[::]:15012": f"127.0.0.1:{free()}",
+        "[::]:9002": f"127.0.0.1:{free()}",
+        "--metrics=:15014": f"--metrics=127.0.0.1:{free()}",
+    }
     replaced["weir-xds.weir.svc:15012"] = replaced["[::]:15012"]
     for each in COMMANDS:
         (uri,) = index(found)[f"Certificate/{each}"]["spec"]["uris"]
@@ -378,17 +502,55 @@ async def test_the_picker_shows_its_certificate_and_sees_pools_of_other_namespac
     for each in COMMANDS:
         args = container(found, each)["args"]
         args[:] = [argument.replace(TLS, str(tmp_path / each)) for argument in args]
+    return replaced, authority
+
+
+async def test_the_picker_shows_its_certificate_and_sees_pools_of_other_namespaces(chart, tmp_path):
+    found = chart(SCENARIOS["cert-manager"])
+    replaced, _ = certified(tmp_path, found)
     async with session() as client, servers(tmp_path, count=1) as endpoints:
         manifests.write(tmp_path / "config", endpoints, policy="pick")
         async with programs(tmp_path, found, replaced) as status:
             (one,) = await clients(client, status)
             assert one["identity"] == "weir/weir-picker"
+            url = f"http://{replaced['--metrics=:15014'].partition('=')[2]}/metrics"
+            async with client.get(url) as response:
+                assert "weir_picker_connected 1.0" in await response.text()
 
             async def has_pool():
                 (one,) = await clients(client, status)
                 return any(each["has"] for each in one["types"].values())
 
             await wait_until(has_pool)
+
+
+@pytest.mark.parametrize(
+    ("account", "answer"),
+    [
+        ("default/sa/inference-gateway-istio", grpc.StatusCode.OK),
+        ("default/sa/another", grpc.StatusCode.PERMISSION_DENIED),
+    ],
+)
+async def test_the_picker_with_tls_answers_those_whom_the_values_allow(
+    chart, tmp_path, account, answer
+):
+    found = chart(SCENARIOS["picker with TLS"])
+    replaced, authority = certified(tmp_path, found)
+    certificate, key = authority.issue("caller", spiffe=f"spiffe://cluster.local/ns/{account}")
+    credentials = grpc.ssl_channel_credentials(
+        authority.ca.read_bytes(), key.read_bytes(), certificate.read_bytes()
+    )
+    async with servers(tmp_path, count=1) as endpoints:
+        manifests.write(tmp_path / "config", endpoints, policy="pick")
+        async with (
+            programs(tmp_path, found, replaced),
+            grpc.aio.secure_channel(replaced["[::]:9002"], credentials) as channel,
+        ):
+            call = channel.stream_stream(f"/{SERVICE}/Process")(timeout=10)
+            await call.done_writing()
+            with suppress(grpc.aio.AioRpcError):
+                await call.read()
+            assert await call.code() is answer
 
 
 @pytest.mark.envoy
@@ -400,6 +562,7 @@ async def test_the_standalone_overlay_answers_a_request(tmp_path):
         "[::]:15010": f"127.0.0.1:{ports['xds']}",
         "weir-xds.weir.svc:15010": f"127.0.0.1:{ports['xds']}",
         "[::]:9002": f"127.0.0.1:{ports['picker']}",
+        "--metrics=:15014": f"--metrics=127.0.0.1:{free()}",
         "weir-picker.weir.svc:9002": f"127.0.0.1:{ports['picker']}",
         "0.0.0.0:8080": f"127.0.0.1:{ports['proxy']}",
     }

@@ -88,7 +88,7 @@ def test_a_misspelt_field_is_found_by_the_schemas_of_kubernetes():
 
 def test_a_field_of_a_custom_resource_that_nobody_looked_up_is_found():
     file = KUSTOMIZE / "components/service-monitor/servicemonitor.yaml"
-    (monitor,) = documents(file.read_text())
+    monitor, *_ = documents(file.read_text())
     assert invalid(monitor) == []
     monitor["spec"]["endpoints"][0]["intervall"] = "15s"
     assert "intervall" in invalid(monitor)[0]

@@ -12,8 +12,8 @@ from weir import picker, serve
 from xds.standalone import bootstrap
 
 COMMANDS = {"weir-xds": serve.command, "weir-picker": picker.command}
-# Flags that the manifests use already, and `weir serve` takes with its Kubernetes source.
-PENDING = {"--kubernetes", "--token-review", "--audience", "--manage-envoyfilters"}
+# A flag that the manifests use already, and `weir serve` takes once it writes EnvoyFilters.
+PENDING = {"--manage-envoyfilters"}
 ROW = re.compile(
     r"^\| ([a-z, ]+) \| ([a-z, /]+) \| ([a-z0-9.-]+) \| (always|`.+?`) \|", re.MULTILINE
 )

@@ -80,6 +80,10 @@ def test_the_schema_knows_every_value_and_no_other():
         ("picker.replicas", 0),
         ("picker.pool", "llama"),  # without its namespace
         ("picker.captured", "false"),
+        ("picker.tls", {"enabled": True, "allow": []}),  # nobody may ask
+        ("picker.tls.allow", ["waypoint"]),  # without its namespace
+        ("picker.tls.allow", ["spiffe://cluster.local/ns/team/sa/waypoint"]),
+        ("meshScraping.trustDomain", "spiffe://cluster.local"),
         ("xds.podLabels", {"a": 1}),
         ("networkPolicy.metricsFrom", [{"from": {}}]),
         ("authorizationPolicy", {"enabled": True, "principals": []}),

@@ -19,7 +19,26 @@
 {{- if and .Values.authorizationPolicy.enabled (not (and .Values.istio.enabled .Values.picker.captured)) -}}
 {{- fail "\n\nauthorizationPolicy.enabled=true: only ztunnel enforces it, so it needs istio.enabled=true and picker.captured=true" -}}
 {{- end -}}
+{{- if and .Values.meshScraping.enabled (not .Values.istio.enabled) -}}
+{{- fail "\n\nmeshScraping.enabled=true scrapes what ztunnel captured, so it needs istio.enabled=true" -}}
+{{- end -}}
+{{- if and .Values.picker.tls.enabled (not (and .Values.istio.enabled (eq $clients "certificates"))) -}}
+{{- fail "\n\npicker.tls.enabled=true: proxies and picker show mesh certificates, so it needs istio.enabled=true and security.clients=certificates" -}}
+{{- end -}}
+{{- if and .Values.picker.tls.enabled .Values.picker.captured -}}
+{{- fail "\n\npicker.tls.enabled=true with picker.captured=true: ztunnel gives the picker mutual TLS already (authorizationPolicy says who may ask); set picker.captured=false" -}}
+{{- end -}}
 {{- $clients -}}
+{{- end -}}
+
+{{/* Where the scraper's mesh certificate comes from, and whether the xDS port has it already. */}}
+{{- define "weir.meshSecret" -}}
+{{- .Values.meshScraping.secretName | default .Values.security.secretName -}}
+{{- end -}}
+
+{{- define "weir.meshDirectory" -}}
+{{- $mounted := ne (include "weir.clients" .) "plaintext" -}}
+/var/run/secrets/weir/{{ ternary "tls" "mesh" (and $mounted (eq (include "weir.meshSecret" .) .Values.security.secretName)) }}
 {{- end -}}
 
 {{- define "weir.xdsPort" -}}

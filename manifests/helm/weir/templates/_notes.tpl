@@ -10,10 +10,13 @@ Weir is in namespace {{ $ns }}. Next:
        -d '{"model": "MODEL", "messages": [{"role": "user", "content": "hello"}]}'
      With several InferencePools, each is the host POOL.NAMESPACE.
 {{- else }}
-  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gateways,httproutes,destinationrules,envoyfilters > have/objects.yaml
+  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gatewayclasses,gateways,httproutes,virtualservices,destinationrules,envoyfilters > have/objects.yaml
      kubectl -n istio-system get deployment istiod -o yaml > have/istiod.yaml
-     weir istio manifests NAMESPACE/POOL --config have --xds-address weir-xds.{{ $ns }}.svc.{{ .Values.istio.domain }}:{{ include "weir.xdsPort" . }} > pool.yaml
-     This prints what wires your pool; read it, keep it in your repository, apply it step by step.
+     weir istio manifests NAMESPACE/POOL --config have \
+       --xds-address weir-xds.{{ $ns }}.svc.{{ .Values.istio.domain }}:{{ include "weir.xdsPort" . }} \
+       --picker weir-picker.{{ $ns }}.svc.{{ .Values.istio.domain }}:9002 > pool.yaml
+     This prints what wires your pool; read it, keep it in your repository, apply it step by step:
+     docs/istio.md.
 {{- end }}
   3. kubectl -n {{ $ns }} exec deployment/weir-xds -- weir status --status 127.0.0.1:15014
      It works when every proxy is SYNCED and loads are seconds old. A proxy is connected to one
@@ -21,8 +24,13 @@ Weir is in namespace {{ $ns }}. Next:
 {{ if eq $clients "plaintext" }}
 The xDS port is plaintext: whoever the NetworkPolicy lets in sees every pool. This needs a network
 plugin that enforces NetworkPolicies.
-{{ else if not .Values.security.certManager.enabled }}
+{{ end }}
+{{- if and (ne $clients "plaintext") (not .Values.security.certManager.enabled) }}
 Pods wait for what you bring: the Secret {{ .Values.security.secretName }}{{ if eq $clients "certificates" }} and {{ .Values.security.pickerSecretName }}{{ end }} (tls.crt, tls.key, ca.crt).
+{{ end }}
+{{- $scrapes := .Values.meshScraping }}
+{{- if and $scrapes.enabled (or $scrapes.secretName (and (eq $clients "plaintext") (not .Values.security.certManager.enabled))) }}
+weir-xds waits for the Secret {{ include "weir.meshSecret" . }} (tls.crt, tls.key, ca.crt), to scrape with.
 {{ end }}
 {{- if ne $clients "plaintext" }}
 A proxy sees the pools of its own namespace; a gateway elsewhere needs a row in security.grants.
