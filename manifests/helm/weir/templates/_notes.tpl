@@ -10,8 +10,8 @@ Weir is in namespace {{ $ns }}. Next:
        -d '{"model": "MODEL", "messages": [{"role": "user", "content": "hello"}]}'
      With several InferencePools, each is the host POOL.NAMESPACE.
 {{- else }}
-  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gatewayclasses,gateways,httproutes,virtualservices,destinationrules,envoyfilters > have/objects.yaml
-     kubectl -n istio-system get deployment istiod -o yaml > have/istiod.yaml
+  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gatewayclasses,gateways.gateway.networking.k8s.io,httproutes,virtualservices,destinationrules,envoyfilters > have/objects.yaml
+     kubectl -n istio-system get deployment -l app=istiod -o yaml > have/istiod.yaml
      weir istio manifests NAMESPACE/POOL --config have \
        --xds-address weir-xds.{{ $ns }}.svc.{{ .Values.istio.domain }}:{{ include "weir.xdsPort" . }} \
        --picker weir-picker.{{ $ns }}.svc.{{ .Values.istio.domain }}:9002 > pool.yaml
