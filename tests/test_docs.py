@@ -111,7 +111,7 @@ def test_every_command_that_is_shown_exists_with_these_options(document):
         ("weir istio manifest ns/p --config have", "weir istio has no manifest"),
         ("kubectl exec x -- weir status --statuss here", "--statuss"),
         ("a | .venv/bin/weir istio manifests --config have", "pool is missing"),
-        ("weir istio manifests ns/p", "--config is missing"),
+        ("weir picker --listen :9002", "--xds is missing"),
         (
             "weir istio manifests ns/p --config have \\\n  --shape waypoints",
             "'waypoints' is not one",
@@ -271,6 +271,9 @@ def test_the_guides_objects_are_wired_by_every_shape_and_taken_out_again(shape, 
     printed = manifests(shape, directory)
     steps = [manifests(shape, directory, "--step", step) for step in (1, 2)]
     assert printed == "---\n".join(steps)
+    (directory / "step-1.yaml").write_text(steps[0])
+    assert manifests(shape, directory, "--step", 2) == steps[1]  # when the first is there
+    (directory / "step-1.yaml").unlink()
     objects = list(yaml.safe_load_all(printed))
     assert {each["metadata"]["namespace"] for each in objects} == {"llm"}
     assert _problems([each for each in objects if each["kind"] != "EnvoyFilter"], printed) == []

@@ -10,9 +10,7 @@ Weir is in namespace {{ $ns }}. Next:
        -d '{"model": "MODEL", "messages": [{"role": "user", "content": "hello"}]}'
      With several InferencePools, each is the host POOL.NAMESPACE.
 {{- else }}
-  2. mkdir have && kubectl get -A -o yaml namespaces,services,inferencepools,gatewayclasses,gateways.gateway.networking.k8s.io,httproutes,virtualservices,destinationrules,envoyfilters > have/objects.yaml
-     kubectl -n istio-system get deployment -l app=istiod -o yaml > have/istiod.yaml
-     weir istio manifests NAMESPACE/POOL --config have \
+  2. weir istio manifests NAMESPACE/POOL --kubernetes \
        --xds-address weir-xds.{{ $ns }}.svc.{{ .Values.istio.domain }}:{{ include "weir.xdsPort" . }} \
        --picker weir-picker.{{ $ns }}.svc.{{ .Values.istio.domain }}:9002 > pool.yaml
      This prints what wires your pool; read it, keep it in your repository, apply it step by step:
