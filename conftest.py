@@ -1,7 +1,14 @@
+"""For `tests` and `integration` alike."""
+
 import asyncio
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# A test does not measure time; how long an example takes is the machine's business.
+settings.register_profile("weir", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("weir")
 
 
 @pytest.fixture(autouse=True, scope="session")
