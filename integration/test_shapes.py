@@ -1,49 +1,24 @@
 """What `weir istio manifests` prints, in the mesh: each shape with the product's own filters.
 
-The operator's objects are those that istiod's data was generated from. Patches that change nothing
-are an error of the mesh, so that a shape which silently does not apply fails here.
+Patches that change nothing are an error of the mesh, so that a shape which silently does not apply
+fails here. What happens when parts fail, come and go: `test_shape_failures.py`.
 """
 
-import asyncio
-import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 import yaml
-from click.testing import CliRunner
 
-from integration.envoyfilter import referenced_services
 from integration.mesh import SHAPES, Tunnel, follows, mesh
-from integration.mesh.istiod import DATA, POOL, read
-from weir.cli import main
+from integration.mesh.istiod import POOL
+from integration.wiring import Wiring, printed
 from xds.istio.assignment import pool_cluster
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 EXT_PROC = "envoy.filters.http.ext_proc"
-VERSIONS = {"gateway-own-cluster": "1.31"}
-OWN = ["gateway-own-cluster", "waypoint-own-cluster"]
-
-
-def printed(shape, directory, *, step=None, change=str):
-    """The EnvoyFilters that an operator gets for a shape, of one step or of all."""
-    have = directory / "have"
-    have.mkdir(exist_ok=True)
-    (have / "kubernetes.yaml").write_text(change((DATA / "kubernetes.yaml").read_text()))
-    route = DATA / "patched" / shape / "httproute.yaml"
-    if route.exists():
-        (have / "httproute.yaml").write_text(route.read_text())
-    arguments = [
-        *("istio", "manifests", "ns/llm-pool", "--config", str(have), "--shape", shape),
-        *("--istio-version", VERSIONS.get(shape, "1.32")),
-        *(("--step", str(step)) if step else ()),
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    documents = [each for each in yaml.safe_load_all(result.stdout) if each]
-    return [each for each in documents if each["kind"] == "EnvoyFilter"]
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=SHAPES)
@@ -92,90 +67,20 @@ async def test_the_picker_is_asked_once_a_request_for_the_pool_and_sees_digests(
     assert headers["x-weir-digest"].startswith("v1;")
 
 
-async def test_a_picker_that_is_killed_costs_no_request_and_one_that_hangs_a_quarter_second(
-    running,
+@pytest.mark.parametrize("shape", ["gateway", "gateway-own-cluster", "waypoint-own-cluster"])
+async def test_in_steps_it_comes_and_goes_without_a_failed_request_though_weir_is_away(
+    tmp_path, shape
 ):
-    try:
-        async with running.traffic.under_load() as load:
-            await running.picker.stop()
-            await running.traffic.served(40)
-            await running.picker.start()
-            await running.traffic.served(40)
-        assert load.failures == {}
-        running.picker.hanging = True
-        began = time.monotonic()
-        await running.traffic.served(8, at_once=1)
-        assert time.monotonic() - began < 8 * (0.25 + 0.5)  # it hangs for ever
-    finally:
-        running.picker.hanging = False
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-async def test_a_proxy_that_starts_while_weir_is_away_serves_from_its_twins_copy(tmp_path, shape):
-    async with mesh(tmp_path, shape, printed(shape, tmp_path), weir=False) as made:
-        await made.has(1, 1)  # istiod's
-        assert await made.stat("assignment_use_cached") == 1
+    """With Weir there: `integration.drills`."""
+    async with mesh(tmp_path, shape, [], drain_seconds=2, weir=False) as made:
+        wiring = Wiring(made)
         async with made.traffic.under_load() as load:
-            await made.weir.start()
-            await made.has(1, 3)
-        assert load.failures == {}
-
-
-@pytest.mark.parametrize("shape", [*OWN, "gateway"])
-@pytest.mark.parametrize("weir", [True, False], ids=["weir", "no-weir"])
-async def test_installed_in_steps_and_removed_in_reverse_it_costs_no_request(tmp_path, shape, weir):
-    first, last = (printed(shape, tmp_path, step=number) for number in (1, 2))
-    weights = (1, 3) if weir else (1, 1)
-    async with mesh(tmp_path, shape, [], drain_seconds=2, weir=weir) as made:
-        async with made.traffic.under_load() as load:
-            await made.apply(first)
-            await made.has(*weights)  # every proxy has acknowledged
-            await made.apply([*first, *last])
+            await wiring.install(1, 1)  # the twin's
             await made.traffic.served(40)
-            await made.apply(first)
-            await asyncio.sleep(3)  # connections drain
-            await made.apply([])
+            await wiring.remove()
             await made.traffic.served(40)
         assert load.failures == {}
         assert load.sent > 100
-
-
-@pytest.mark.parametrize("shape", ["waypoint-inferencepool", "waypoint-second-service"])
-async def test_with_the_httproute_after_the_patches_and_before_them_it_costs_no_request(
-    tmp_path, shape
-):
-    """The cluster is in the proxy by the annotation of the filters, before a route leads to it.
-
-    So istiod has it once its Service exists: a second one does, and that of a pool does where
-    another HTTPRoute leads to the pool too.
-    """
-    filters, start = printed(shape, tmp_path), SHAPES[shape].start
-    hosts = referenced_services(filters)
-    assert SHAPES[shape].cluster.rpartition("|")[2] in hosts
-
-    def referenced(configuration):
-        known = {each["name"] for each in configuration.clusters}
-        asked = [
-            each
-            for each in read(f"unpatched/{start}", "clusters", made.places.move)
-            if each["name"].rpartition("|")[2] in hosts and each["name"] not in known
-        ]
-        return replace(configuration, clusters=[*configuration.clusters, *asked])
-
-    def unreferenced(configuration):
-        return configuration
-
-    async with mesh(tmp_path, shape, [], start="waypoint", drain_seconds=2) as made:
-        async with made.traffic.under_load() as load:
-            await made.apply(filters, edit=referenced)
-            await made.has(1, 3)  # every proxy has acknowledged
-            await made.apply(start=start)
-            await made.traffic.served(40)
-            await made.apply(start="waypoint")
-            await asyncio.sleep(3)  # connections drain
-            await made.apply([], edit=unreferenced)
-            await made.traffic.served(40)
-        assert load.failures == {}
 
 
 async def test_a_route_whose_override_istio_lost_gets_its_picker_back(tmp_path):

@@ -94,6 +94,26 @@ def assignments(move=str):
     return found
 
 
+def capture(assignment, endpoints):
+    """An assignment as istiod writes it where these "ip:port" are captured by ztunnel."""
+    for locality in assignment.get("endpoints", []):
+        for each in locality["lb_endpoints"]:
+            socket = each["endpoint"]["address"].get("socket_address", {})
+            name = f"{socket.get('address')}:{socket.get('port_value')}"
+            if name in endpoints:
+                each["endpoint"]["address"] = {
+                    "envoy_internal_address": {
+                        "server_listener_name": "connect_originate",
+                        "endpoint_id": name,
+                    }
+                }
+                each["metadata"]["filter_metadata"] |= {
+                    "envoy.filters.listener.original_dst": {"local": name},
+                    "envoy.transport_socket_match": {"tunnel": "http"},
+                }
+    return assignment
+
+
 def loadable(value, places):
     """The same as an Envoy without Istio's extensions takes it, at our addresses.
 

@@ -10,7 +10,7 @@ import aiohttp
 
 from integration.envoyfilter import Kind, Silence
 from integration.mesh.envoy import Envoy, bootstrap_of_proxy
-from integration.mesh.istiod import DATA, SHAPES, Istiod, Shape
+from integration.mesh.istiod import DATA, SHAPES, Istiod, Shape, capture
 from integration.mesh.places import CAPTURE, GATEWAY, Places, claimed
 from integration.mesh.pods import Pods
 from integration.mesh.secrets import Agent, spiffe
@@ -127,6 +127,7 @@ async def mesh(
     program=False,
     key_header=KEY,
     drain_seconds=45,
+    captured=(),
     octet=None,
 ):
     """Run one shape until the block ends, as many Pods as there are `weights`.
@@ -139,6 +140,7 @@ async def mesh(
     `picker`      "steered" by the test, "real" for `weir picker`, None for nobody at its address
     `program`     the control plane is `weir serve` and not a replica with the test's weights
     `key_header`  what the client gives its affinity keys in
+    `captured`    what of Weir ztunnel has captured too: "xds", "picker"
     `drain_seconds`  how long connections may stay on filter chains that were replaced; Istio's 45
     `octet`       127.<octet>.0.0/16; a free one where None
     """
@@ -156,6 +158,7 @@ async def mesh(
             drain_seconds=drain_seconds,
             program=program,
             key_header=key_header,
+            captured=captured,
         )
         made.picker = _picker(picker, places, directory)
         await stack.enter_async_context(made.pods.running())
@@ -174,27 +177,30 @@ async def mesh(
         yield made
 
 
-def _made(directory, shape, places, client, *, count, drain_seconds, program, key_header):
+def _made(directory, shape, places, client, *, count, drain_seconds, program, key_header, captured):
     """All parts, none of them started."""
     kind, account = shape.proxy.kind, ACCOUNTS[shape.proxy.kind]
     pods = Pods.of(places, count)
     authority = Authority(directory / "certificates")
     far = FarEnd(directory / "far.log")
-    captured = [pod.address for pod in pods.values() if pod.captured]
+    ours = [{"xds": places.xds, "picker": places.picker}[each] for each in captured]
+    tunnelled = [*ours, *(pod.endpoint for pod in pods.values() if pod.captured)]
     objects = pods.objects(places, (DATA / "kubernetes.yaml").read_text())
     front = f"{places.gateway}:{GATEWAY}"
     if kind is Kind.WAYPOINT:
         front = f"{places.ztunnel}:{CAPTURE}"
     documents = {
         "proxy": bootstrap_of_proxy(shape.proxy, places, account),
-        "ztunnel": bootstrap_of_ztunnel(places, captured, authority, far.path),
+        "ztunnel": bootstrap_of_ztunnel(places, tunnelled, authority, far.path),
     }
     return Mesh(
         shape=shape,
         places=places,
         directory=directory,
         agent=Agent(authority, account, places),
-        istiod=Istiod(shape.proxy, places, lambda each: pods.endpoints(places, each)),
+        istiod=Istiod(
+            shape.proxy, places, lambda each: capture(pods.endpoints(places, each), ours)
+        ),
         **{
             name: Envoy(name, each, directory, client, drain_seconds)
             for name, each in documents.items()

@@ -12,6 +12,7 @@ import aiohttp
 from integration.mesh.pods import SERVED
 
 KEY = "x-test-key"
+UNANSWERED = "no answer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,17 +69,17 @@ class Traffic:
 
     @asynccontextmanager
     async def running(self):
-        timeout = aiohttp.ClientTimeout(total=30)
+        new = aiohttp.TCPConnector(force_close=True)
         async with (
-            aiohttp.ClientSession(timeout=timeout) as self._kept,
-            aiohttp.ClientSession(
-                timeout=timeout, connector=aiohttp.TCPConnector(force_close=True)
-            ) as self._new,
+            aiohttp.ClientSession() as self._kept,
+            aiohttp.ClientSession(connector=new) as self._new,
         ):
             yield self
 
-    async def request(self, *, key=None, kept=True, headers=None, method="POST", path=None, **body):
-        """One request; `json` or `data` is its body."""
+    async def request(
+        self, *, key=None, kept=True, headers=None, method="POST", path=None, patience=30, **body
+    ):
+        """One request; `json` or `data` is its body. Who waits `patience` seconds gives up."""
         key = f"key-{next(self._keys)}" if key is None else key
         session = self._kept if kept else self._new
         url = f"{self._url}{path or '/v1/completions'}"
@@ -86,24 +87,33 @@ class Traffic:
             body = {"json": {"model": "m", "prompt": key}}
         headers = {self._key_header: key, **(headers or {})}
         try:
-            async with session.request(method, url, headers=headers, **body) as response:
+            timeout = aiohttp.ClientTimeout(total=patience)
+            async with session.request(
+                method, url, headers=headers, timeout=timeout, **body
+            ) as response:
                 content = await response.read()
                 return Answer(response.status, response.headers.get(SERVED, ""), content)
-        except (aiohttp.ClientError, TimeoutError) as error:
+        except TimeoutError:
+            return Answer(UNANSWERED)
+        except aiohttp.ClientError as error:
             return Answer(repr(error))
 
     async def served(self, count, *, at_once=4, **options):
         """Who served `count` requests; all must be answered with 200."""
         load = Load()
+        await self.send(load, count, at_once=at_once, **{"kept": True, **options})
+        assert load.failures == {}, load.failures
+        return load.served
+
+    async def send(self, load, count, *, at_once=4, **options):
+        """`count` requests more in a load; every other one on a new connection unless told."""
 
         async def some(share):
-            for _ in range(share):
-                load.add(await self.request(**options))
+            for number in range(share):
+                load.add(await self.request(**{"kept": number % 2 == 0, **options}))
 
         lots = [count // at_once + (n < count % at_once) for n in range(at_once)]
         await asyncio.gather(*map(some, lots))
-        assert load.failures == {}, load.failures
-        return load.served
 
     @asynccontextmanager
     async def under_load(self, rate=50, **options):

@@ -19,7 +19,7 @@ class ControlPlane:
     """EDS at the address where istiod's clusters have Weir: killed, paused and started at will.
 
     It is a replica whose weights a test says (`integration.mesh.replica`). With `program` it is
-    `weir serve` itself, which makes its own of the Pods' capacities.
+    `weir serve` itself, which makes its own of the Pods' capacities and priorities.
     """
 
     def __init__(self, places, directory, objects, *, program=False):
@@ -48,7 +48,8 @@ class ControlPlane:
             endpoint = f"{pod.get('status', {}).get('podIP')}:8000"
             if pod["kind"] == "Pod" and endpoint in pairs:
                 annotations = pod["metadata"].setdefault("annotations", {})
-                annotations["weir.dev/capacity"] = str(pairs[endpoint][0])
+                capacity, priority = map(str, pairs[endpoint])
+                annotations |= {"weir.dev/capacity": capacity, "weir.dev/priority": priority}
         self._write(self._manifests, yaml.safe_dump_all(self._objects))
 
     async def start(self):
@@ -138,11 +139,18 @@ class _Steered(NamedTuple):
 
 
 class RealPicker:
-    """`weir picker`, fed by the control plane of the mesh."""
+    """`weir picker`, fed by the control plane of the mesh.
+
+    It takes what does not name its pool to be about the mesh's one, as gateways of Istio's own are.
+    """
 
     def __init__(self, places, directory):
         self.child = None
-        self._command = weir("picker", "--xds", places.xds, "--listen", places.picker)
+        self._command = weir(
+            "picker",
+            *("--xds", places.xds, "--listen", places.picker),
+            *("--pool", "ns/llm-pool"),
+        )
         self._logs = directory
         self._starts = 0
 

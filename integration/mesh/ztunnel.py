@@ -8,7 +8,7 @@ import json
 from typing import NamedTuple
 
 from integration.mesh.envoy import http2, socket_address, static_cluster
-from integration.mesh.places import ADMIN, CAPTURE, HBONE, POD, SERVICE
+from integration.mesh.places import ADMIN, CAPTURE, HBONE, SERVICE
 from integration.mesh.secrets import spiffe
 from weir.stack import wait_until
 
@@ -46,7 +46,7 @@ class FarEnd:
 
 
 def bootstrap(places, captured, authority, log):
-    """`captured` are addresses of Pods, `authority` issues certificates, `log` is the far end's."""
+    """`captured` are endpoints, `authority` issues certificates, `log` is the far end's."""
     near = {
         "name": "near",
         "address": socket_address(places.ztunnel, CAPTURE),
@@ -73,25 +73,42 @@ def bootstrap(places, captured, authority, log):
         transport_socket=_tls("Upstream", authority, "client"),
         **http2(allow_connect=True),
     )
-    pods = [static_cluster(f"pod-{address}", address, POD) for address in captured]
+    listened = {}
+    for endpoint in captured:
+        listened.setdefault(endpoint.rpartition(":")[0], []).append(endpoint)
+    pods = [_pod(endpoint) for endpoint in captured]
     return {
         "node": {"id": "ztunnel", "cluster": "ztunnel"},
         "admin": {"address": socket_address(places.ztunnel, ADMIN)},
         "static_resources": {
-            "listeners": [near, *(_far(address, authority, log) for address in captured)],
+            "listeners": [near, *(_far(*each, authority, log) for each in listened.items())],
             "clusters": [waypoint, *pods],
         },
     }
 
 
-def _far(address, authority, log):
-    to_pod = {
-        "match": {"connect_matcher": {}},
-        "route": {
-            "cluster": f"pod-{address}",
-            "upgrade_configs": [{**CONNECT, "connect_config": {}}],
-        },
-    }
+def _pod(endpoint):
+    address, _, port = endpoint.rpartition(":")
+    return static_cluster(f"pod-{endpoint}", address, int(port))
+
+
+def _far(address, endpoints, authority, log):
+    hosts = [
+        {
+            "name": endpoint,
+            "domains": [endpoint],
+            "routes": [
+                {
+                    "match": {"connect_matcher": {}},
+                    "route": {
+                        "cluster": f"pod-{endpoint}",
+                        "upgrade_configs": [{**CONNECT, "connect_config": {}}],
+                    },
+                }
+            ],
+        }
+        for endpoint in endpoints
+    ]
     lines = {
         "@type": "type.googleapis.com/envoy.extensions.access_loggers.file.v3.FileAccessLog",
         "path": str(log),
@@ -114,7 +131,7 @@ def _far(address, authority, log):
                 "typed_config": lines,
             }
         ],
-        "route_config": {"virtual_hosts": [{"name": "all", "domains": ["*"], "routes": [to_pod]}]},
+        "route_config": {"virtual_hosts": hosts},
         "http_filters": [
             {
                 "name": "envoy.filters.http.router",
