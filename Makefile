@@ -7,7 +7,7 @@ HELM_VERSION      = v3.19.2
 KUSTOMIZE_VERSION = v5.8.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos fix check test integration helm kustomize tools lock image demo demo-full bench-picker bench-filter bench-xds clean
+.PHONY: help setup protos fix check test integration helm kustomize tools istio-matrix lock image demo demo-full bench-picker bench-filter bench-xds clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -51,6 +51,10 @@ tools: setup
 	  elif command -v go >/dev/null; then $(MAKE) --no-print-directory $$tool || true; \
 	  else echo "no Go to build $$tool with: tests that need it will skip"; fi; \
 	done
+
+istio-matrix: setup ## docs/istio-matrix.md: each failure in each shape, run and counted
+	$(BIN)/python -m integration.matrix > docs/istio-matrix.fresh
+	mv docs/istio-matrix.fresh docs/istio-matrix.md
 
 lock: setup ## pin what the image installs, with hashes
 	$(BIN)/python -m pip install --quiet uv

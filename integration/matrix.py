@@ -1,6 +1,6 @@
 """docs/istio-matrix.md: every drill in every shape, and Istio alone beside them.
 
-python -m integration.matrix [FILE]
+python -m integration.matrix > docs/istio-matrix.md
 """
 
 import asyncio
@@ -10,10 +10,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
 
-from integration.drills import CASES, PATIENCE_SECONDS, RATE, WEIGHTS, drill, site
+from integration.drills import CASES, drill
 from integration.mesh import SHAPES
+from integration.sites import PATIENCE_SECONDS, RATE, site
 from weir.envoy import envoy_binary
-from weir.running import run_loop
 
 PATH = Path(__file__).parents[1] / "docs" / "istio-matrix.md"
 GATEWAY = ("well", "picker-killed", "captured", "picker-back", "picker-paused", "picker-goes-on")
@@ -35,47 +35,50 @@ COLUMNS = (
 TEXT = """\
 # What fails when a part fails
 
-Every cell is a run: failed of sent requests in one of the five [shapes](istio-manifests.md), while
-what the row says happens to it. 0 failed is what an operator is promised; the tests
-(`integration/test_shape_failures.py`) hold every cell of the shapes to it.
+Each cell was run: how many of the requests failed that were sent while, in that column's
+[shape](istio-manifests.md), what the row says happened. What operators are promised is 0 in every
+shape; `integration/test_shape_failures.py` runs the same and accepts nothing else.
 
 {table}
 
-Made on {date} with Envoy {envoy}; `make istio-matrix` makes it again.
+Made on {date} with Envoy {envoy}. `make istio-matrix` makes it again, in some minutes.
 
-- Rows are in the order in which they were run, each column in one mesh.
-- What is real: Envoy, with what istiod (1.32-dev) generated for the shape and what `weir istio
-  manifests` prints; `weir serve`; `weir picker`; mutual TLS through a second Envoy that stands for
-  ztunnel. istiod itself, Kubernetes and the model servers are stand-ins.
-- {rate} POST requests a second all the while and bursts of 20 at once around what happens, half of
-  them on new connections. A request that has no answer within {patience:g} s has failed.
-- *started while the control plane is away*: the proxy is ready within its fetch timeout (2 s) plus
-  2 s, and serves from the twin's copy of istiod's endpoints.
-- *cluster changed*: a DestinationRule's `connectTimeout` makes istiod send the pool's cluster anew,
-  and the own-cluster shapes are printed anew.
-- *picker paused*: each request waits for `message_timeout` (0.25 s), and all are answered before the
-  picker goes on.
-- *weights*: 600 requests, each with a prompt of its own, by three Pods of capacities 1, 3 and 6.
-- *a captured Pod picked*: how many of 20 picks were honoured, as `ip:port` and as
-  `ip:port,envoy://connect_originate/ip:port`, which Weir's picker answers. Where the first is
-  ignored some requests get to the Pod by chance.
+How it was run:
+
+- Real are Envoy, with what istiod (1.32-dev) generated for the shape and what `weir istio
+  manifests` prints for it; `weir serve`; `weir picker`; mutual TLS with SPIFFE identities, through
+  a second Envoy that is ztunnel. istiod, Kubernetes and the model servers are stand-ins.
+- Of a column everything is run in one mesh, from top to bottom.
+- {rate} POST requests a second are sent all the while, and more at once where it breaks. Half of
+  them go out on new connections, the others on kept ones. A request that has no answer within
+  {patience:g} s has failed.
+
+What rows mean:
+
+- *weights*: 600 requests with a prompt of its own each, to three Pods of capacities 1, 3 and 6.
+- *a captured Pod picked*: how many of 20 requests reached the Pod that was picked as `ip:port`, and
+  how many in the form that Weir's picker answers with, `ip:port,envoy://connect_originate/ip:port`.
+  Where the first is ignored, some get there by chance.
+- *picker paused*: it is alive, connected and silent. Each request waits for `message_timeout`
+  (0.25 s), and every one is answered while the picker is still silent.
+- *proxy started*: it is ready within its fetch timeout (2 s) and 2 s more, and serves from its
+  twin's copy of istiod's endpoints.
+- *pool's cluster changed*: by a DestinationRule, which makes istiod send its cluster anew; the
+  own-cluster shapes are printed anew for it.
 
 ## Istio alone
 
-The last two columns are what istiod makes of the same InferencePool and HTTPRoute, unpatched:
-`failureMode: FailOpen`, the body to the picker in full duplex. The picker is Weir's, told its pool.
-An HTTPRoute from a waypoint's Service to an InferencePool has no endpoints there at all.
+The two last columns are what istiod makes of the same InferencePool (`failureMode: FailOpen`) and
+HTTPRoutes, with nothing of ours but the picker: on a gateway the body goes to it in full duplex,
+and `message_timeout` is 1000 s. On a waypoint such a route has no endpoints at all.
 
-Measured before, at length, with istiod 1.32-dev's own push code feeding the same Envoy 1.40:
+Measured before, at length, with istiod 1.32-dev itself configuring Envoy 1.40:
 
-| Istio's gateway alone | |
-|---|---|
-| picker killed | 2,667 of 2,831 requests answered 500 |
-| picker silent | every request hangs (Istio's `message_timeout` is 1000 s, and not enforced in full duplex) |
-| a captured Pod picked as `ip:port` | 3 of 20 reached it, by chance |
-
-The same with the shape `gateway`: killed 0 of 1,886; silent 0 failed, with 0.25 s added; in the dual
-form 20 of 20.
+| | Istio's gateway alone | the same with shape `gateway` |
+|---|---|---|
+| picker killed | 2,667 of 2,831 (500) | 0 of 1,886 |
+| picker silent | every request hangs | 0 failed, 0.25 s more |
+| a captured Pod picked, of 20 | 3 as `ip:port`, by chance | 20 in the dual form |
 """
 
 
@@ -100,7 +103,7 @@ def cell(name, counts):
         text += f" ({statuses})"
     if name == "captured":
         facts = counts.facts
-        text += f"; honoured {facts['endpoint']}, {facts['dual']} of 20"
+        text += f"; reached {facts['endpoint']}, {facts['dual']}"
     if name == "weights":
         served = counts.facts["served"]
         text += f"; {' : '.join(str(served[pod]) for pod in sorted(served))}"
@@ -108,7 +111,8 @@ def cell(name, counts):
 
 
 def table(cells):
-    rows = [["", *(column.title for column in COLUMNS)], ["---"] * (len(COLUMNS) + 1)]
+    """Columns as they were run, and a row a case."""
+    rows = [["", *(column.title for column in COLUMNS)], ["---"] * (1 + len(COLUMNS))]
     rows += [
         [case.title, *(cells.get((name, column), "-") for column in COLUMNS)]
         for name, case in CASES.items()
@@ -124,18 +128,13 @@ async def version():
     return out.decode().split("/")[-4]
 
 
-async def main(path):
-    assert WEIGHTS == (1, 3, 6)
+async def main():
     cells = await measured(lambda line: print(line, file=sys.stderr, flush=True))
-    text = TEXT.format(
-        table=table(cells),
-        date=datetime.now(UTC).date(),
-        envoy=await version(),
-        rate=RATE,
-        patience=PATIENCE_SECONDS,
-    )
-    path.write_text(text)
+    today = datetime.now(UTC).date()
+    values = {"date": today, "envoy": await version(), "rate": RATE, "patience": PATIENCE_SECONDS}
+    print(TEXT.format(table=table(cells), **values), end="")
 
 
 if __name__ == "__main__":
-    run_loop(main(Path(sys.argv[1]) if len(sys.argv) > 1 else PATH))
+    # Not on uvloop: it forks where asyncio does not, and under a busy gRPC a child may die of it.
+    asyncio.run(main())

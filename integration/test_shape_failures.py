@@ -6,8 +6,10 @@ The same drills write docs/istio-matrix.md (`make istio-matrix`).
 import pytest
 import pytest_asyncio
 
-from integration.drills import BATCH, CASES, FETCH_SECONDS, WEIGHTS, drill, site
+from integration.drills import CASES, drill
+from integration.matrix import COLUMNS, PATH
 from integration.mesh import SHAPES, follows
+from integration.sites import BATCH, FETCH_SECONDS, WEIGHTS, site
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -22,7 +24,7 @@ async def here(request, tmp_path_factory):
 async def test_no_request_fails(here, case):
     counts = await drill(here, CASES[case])
     assert counts.failures == {}
-    assert counts.sent > BATCH
+    assert counts.sent >= 40
     match case:
         case "weights":
             weights = dict(zip(here.mesh.pods, WEIGHTS, strict=True))
@@ -46,3 +48,20 @@ async def test_no_request_fails(here, case):
     if case.startswith("weir-"):
         # Picks go on; on a busy machine some are not in time.
         assert counts.answered >= counts.sent / 2
+
+
+@pytest.mark.asyncio(loop_scope="function")
+async def test_the_documented_matrix_has_a_row_a_case_and_a_column_a_shape():
+    """Numbers are not compared: they are another run's."""
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in PATH.read_text().splitlines()
+        if line.startswith("|")
+    ][: len(CASES) + 2]
+    assert rows[0] == ["", *(column.title for column in COLUMNS)]
+    assert [row[0] for row in rows[2:]] == [case.title for case in CASES.values()]
+    for number, column in enumerate(COLUMNS, 1):
+        cells = dict(zip(CASES, (row[number] for row in rows[2:]), strict=True))
+        assert {name for name, cell in cells.items() if cell != "-"} == set(column.cases)
+        if not column.native:
+            assert all(cell.startswith("0 of ") for cell in cells.values())

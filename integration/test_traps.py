@@ -6,7 +6,7 @@
 | 2 | without a fetch timeout no start without the server | 2 s in every shape | `test_shape_failures.py`, `proxy-starts-alone` |
 | 3 | a cluster made anew without the server is empty | the twin | `test_shape_failures.py`, `cluster-changes` |
 | 4 | who is promoted, and moves, is lost to picks | a Pod's place is its own; a second push | `tests/xds/test_weights.py`, `test_plane.py` |
-| 5 | a captured Pod is not known as `ip:port` | picks in both forms | `test_shapes.py`, `test_mesh.py` |
+| 5 | a captured Pod is not known as `ip:port` | picks in both forms | `test_shapes.py`, `test_doctor.py` |
 | 6 | in full duplex a picker's failure is the request's | headers alone, and a timeout | `test_shape_failures.py`, `picker-…` |
 | 7 | a close apart from the last answer repeats chunks | one batch | `test_failures.py`, every mode |
 """  # noqa: E501 - a table
@@ -15,12 +15,14 @@ import asyncio
 from contextlib import asynccontextmanager
 from copy import deepcopy
 
+import aiohttp
 import grpc.aio
 import pytest
 
-from integration.drills import CASES, drill, site
+from integration.drills import CASES, drill
 from integration.mesh import Tunnel, mesh
 from integration.proxy import NAME, eds_cluster, envoy, serialised, source
+from integration.sites import FETCH_SECONDS, site
 from integration.test_xds_envoy import OVERRIDE
 from integration.wiring import Wiring, printed
 from picker.exchange import Exchange, Phase
@@ -76,12 +78,12 @@ async def test_2_without_a_fetch_timeout_a_proxy_waits_for_the_control_plane_for
     async with mesh(tmp_path, shape, patient, weir=False, proxy=False) as made:
         await made.proxy.start(wait=False)
 
-        async def admin():
-            return made.proxy.running and await _state(made.proxy) is not None
+        async def waits():
+            return await _state(made.proxy) == "PRE_INITIALIZING"
 
-        await wait_until(admin)
-        await asyncio.sleep(6)  # 2 s is the shapes' own
-        assert await _state(made.proxy) == "PRE_INITIALIZING"
+        await wait_until(waits)
+        await asyncio.sleep(FETCH_SECONDS + 2)  # by when a proxy with the shapes' own is ready
+        assert await waits()
         await made.weir.start()
         await wait_until(made.proxy.live)
         await made.has(1, 3)
@@ -154,7 +156,10 @@ async def test_4_who_is_promoted_is_lost_until_the_next_push_if_it_moves_with_it
 
 
 async def test_4_our_promotion_is_picked(tmp_path):
-    """`weir serve`, and a Pod whose `weir.dev/priority` is taken away."""
+    """`weir serve`, and a Pod whose `weir.dev/priority` is 0 again.
+
+    Fails when an assignment gives each priority a locality of its own, as `moves` above.
+    """
     filters = printed("gateway", tmp_path)
     async with mesh(tmp_path, "gateway", filters, weights=(1, 1), program=True) as made:
         pod = made.pods["llm-1"]
@@ -168,7 +173,7 @@ async def test_4_our_promotion_is_picked(tmp_path):
 
 async def test_6_in_full_duplex_a_silent_picker_hangs_requests_and_a_dead_one_fails_them(tmp_path):
     """Istio's gateway alone, with our picker. The shapes: `picker-paused`, `picker-killed`."""
-    async with site(tmp_path, "gateway", native=True) as here:
+    async with site(tmp_path, "gateway", native=True, patience_seconds=2.0) as here:
         counts = await drill(here, CASES["well"])
         assert counts.failures == {}
         counts = await drill(here, CASES["picker-paused"])
@@ -201,7 +206,7 @@ async def _state(proxy):
     """Envoy's own word for how far it is; None before it says any."""
     try:
         return (await proxy.get("ready")).strip()
-    except OSError:
+    except aiohttp.ClientError:
         return None
 
 
