@@ -32,7 +32,7 @@ class Envoy:
         self._log = directory / f"{name}.log"
         self._client = client
         address = bootstrap["admin"]["address"]["socket_address"]
-        self._admin = f"http://{address['address']}:{address['port_value']}"
+        self.admin = f"{address['address']}:{address['port_value']}"
 
     async def start(self, *, wait=True):
         command = [
@@ -60,7 +60,7 @@ class Envoy:
             return False
 
     async def get(self, path, **params):
-        async with self._client.get(f"{self._admin}/{path}", params=params) as response:
+        async with self._client.get(f"http://{self.admin}/{path}", params=params) as response:
             return await response.text()
 
     async def hosts(self, cluster):

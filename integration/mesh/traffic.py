@@ -62,7 +62,7 @@ class Traffic:
     """
 
     def __init__(self, url, key_header=KEY):
-        self._url = url
+        self.url = url
         self._key_header = key_header
         self._keys = itertools.count()
         self._kept = self._new = None
@@ -82,7 +82,7 @@ class Traffic:
         """One request; `json` or `data` is its body. Who waits `patience` seconds gives up."""
         key = f"key-{next(self._keys)}" if key is None else key
         session = self._kept if kept else self._new
-        url = f"{self._url}{path or '/v1/completions'}"
+        url = f"{self.url}{path or '/v1/completions'}"
         if not body and method == "POST":
             body = {"json": {"model": "m", "prompt": key}}
         headers = {self._key_header: key, **(headers or {})}

@@ -102,7 +102,7 @@ class SteeredPicker:
         self.hanging = False
         self.asked = Counter()
         self._address = places.picker
-        self._picker = Picker(self, lambda: 0.0, Random(1))
+        self.picker = Picker(self, lambda: 0.0, Random(1))
         self._running = None
 
     async def start(self):
@@ -118,7 +118,7 @@ class SteeredPicker:
     async def _process(self, request, context):
         if self.hanging:
             await asyncio.Event().wait()
-        return await self._picker.process(request, context)
+        return await self.picker.process(request, context)
 
     def get(self, pool):
         """What the server wants of its pools: the state of one, which picks."""

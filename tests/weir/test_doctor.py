@@ -1,15 +1,18 @@
 """Each check of `weir doctor`, on the smallest configuration that shows it."""
 
 import copy
+import json
+from random import Random
 
 import pytest
 
 from weir.doctor import proxy
+from weir.doctor.command import _numbered
 from weir.doctor.examination import examine
 from weir.doctor.finding import Sight, Verdict
 
 POOL = "team/llama"
-NAME = "outbound|54321||llama-ip-12345678.team.svc.cluster.local"
+NAME = "outbound|54321||llama-ip-fc5a1047.team.svc.cluster.local"
 PICKER = "outbound|9002||weir-picker.weir.svc.cluster.local"
 XDS = "outbound|15010||weir-xds.weir.svc.cluster.local"
 NODE = "router~10.0.0.9~gateway-0.team~team.svc.cluster.local"
@@ -66,6 +69,8 @@ class World:
         }
         self.stats = {}
         self.hosts = dict.fromkeys(ADDRESSES, (100, 0))
+        self.copied = dict.fromkeys(ADDRESSES, (1, 0))  # what the twin has
+        self.silent = {}
         self.served = dict.fromkeys(ADDRESSES, 0)
         self.picked = dict.fromkeys(ADDRESSES, 0)
         self.client = {
@@ -119,13 +124,8 @@ class World:
             ]
         }
         statuses = [
-            {
-                "address": {"envoy_internal_address": {"endpoint_id": name}},
-                "weight": weight,
-                "priority": priority,
-                "stats": [{"name": "rq_total", "value": str(self.served.get(name, 0))}],
-            }
-            for name, (weight, priority) in self.hosts.items()
+            {"name": NAME, "host_statuses": self._hosts(self.hosts, self.served)},
+            {"name": "weir-twin", "host_statuses": self._hosts(self.copied, {})},
         ]
         view = {
             "pools": self.pools,
@@ -133,19 +133,32 @@ class World:
             "reports": [{"pool": POOL, "node": "weir-picker~0", "endpoints": self.picked}],
         }
         return Sight(
-            (copy.deepcopy(view),),
+            () if self.silent else (copy.deepcopy(view),),
             proxy.read(
                 {"node": {"id": NODE}},
                 dump,
-                {"cluster_statuses": [{"name": NAME, "host_statuses": statuses}]},
+                {"cluster_statuses": statuses},
                 {"stats": [{"name": name, "value": n} for name, n in self.stats.items()]},
             ),
+            self.silent,
         )
 
+    @staticmethod
+    def _hosts(hosts, served):
+        return [
+            {
+                "address": {"envoy_internal_address": {"endpoint_id": name}},
+                "weight": weight,
+                "priority": priority,
+                "stats": [{"name": "rq_total", "value": str(served.get(name, 0))}],
+            }
+            for name, (weight, priority) in hosts.items()
+        ]
 
-def examined(world, served=(5, 5), picked=None):
+
+def examined(world, served=(9, 1), picked=None):
     before = world.sight()
-    return examine(POOL, before, world.serve(served, picked).sight())
+    return examine(POOL, [before, world.serve(served, picked).sight()], Random(1))
 
 
 def found(world, check, **traffic):
@@ -157,8 +170,8 @@ def test_all_is_well_where_all_is_as_it_should_be():
     findings = examined(World())
     assert {each.verdict for each in findings} == {Verdict.OK}
     assert [each.check for each in findings] == [
-        *("subscribed", "endpoints", "twin", "policy", "route", "failing", "breakers"),
-        *("picker", "honoured", "draining"),
+        *("answering", "subscribed", "endpoints", "twin", "policy", "route", "failing"),
+        *("breakers", "picker", "honoured", "draining"),
     ]
 
 
@@ -166,6 +179,32 @@ def test_silent_round_robin_is_found():
     finding = found(World(), "honoured", served=(5, 5), picked=(10, 0))
     assert finding.verdict is Verdict.WRONG
     assert "5 of 10" in finding.seen
+
+
+def test_agreement_that_chance_would_bring_about_as_well_proves_nothing():
+    """Whoever picks in turn and a proxy that ignores it both give each endpoint its half."""
+    for served in ((5, 5), (5000, 5000)):
+        finding = found(World(), "honoured", served=served)
+        assert finding.verdict is Verdict.UNKNOWN
+        assert "may be chance" in finding.seen
+
+
+def test_rounds_of_few_requests_prove_more_than_one_of_many():
+    """Each half and half; that all four agree exactly would hardly be chance."""
+    world = World()
+    sights = [world.sight()]
+    for number in range(1, 5):
+        ones = 3 * number - number // 2
+        sights.append(world.serve((ones, 5 * number - ones)).sight())
+    (finding,) = [e for e in examine(POOL, sights, Random(1)) if e.check == "honoured"]
+    assert finding.verdict is Verdict.OK
+    assert "20 of 20" in finding.seen
+
+
+def test_of_a_pool_with_one_endpoint_nothing_can_be_proven_or_wrong():
+    world = World()
+    del world.hosts[ADDRESSES[1]]
+    assert found(world, "honoured", served=(10, 0)).verdict is Verdict.OK
 
 
 def test_picks_of_other_proxies_are_no_proof_against_this_one():
@@ -181,7 +220,7 @@ def test_requests_that_ask_nobody_are_found():
     world = World()
     before = world.sight()
     world.served = dict.fromkeys(ADDRESSES, 5)
-    verdicts = {each.check: each for each in examine(POOL, before, world.sight())}
+    verdicts = {each.check: each for each in examine(POOL, [before, world.sight()], Random(1))}
     assert verdicts["picker"].verdict is Verdict.WRONG
     assert "10 requests, and none asked" in verdicts["picker"].seen
 
@@ -191,7 +230,7 @@ def test_a_picker_that_is_dead_or_too_slow_is_found(stat):
     world = World()
     before = world.sight()
     world.stats[f"http.gw.ext_proc.{stat}"] = 3
-    findings = examine(POOL, before, world.serve((5, 5)).sight())
+    findings = examine(POOL, [before, world.serve((9, 1)).sight()], Random(1))
     (finding,) = [each for each in findings if each.check == "picker"]
     assert finding.verdict is Verdict.WRONG
 
@@ -213,7 +252,7 @@ def other_weights(world):
 
 
 def twins_copy(world):
-    world.clients = []
+    world.clients, world.hosts = [], world.copied
     world.stats[f"cluster.{NAME}.assignment_use_cached"] = 1
 
 
@@ -281,6 +320,61 @@ def test_each_mistake_is_found_and_has_a_way_out(mistake, check, says):
     assert finding.verdict is Verdict.WRONG
     assert says in finding.seen
     assert finding.do
+
+
+def test_a_dead_control_plane_is_found_and_the_proxy_alone_tells_what_it_lives_on():
+    world = World()
+    world.silent = {"127.0.0.1:18001": "connection refused"}
+    findings = {each.check: each for each in examined(world)}
+    assert findings["answering"].verdict is Verdict.WRONG
+    assert "127.0.0.1:18001" in findings["answering"].seen
+    assert findings["endpoints"].verdict is Verdict.UNKNOWN
+    assert findings["twin"].verdict is Verdict.OK
+    assert findings["route"].verdict is Verdict.OK
+    assert findings["honoured"].verdict is Verdict.UNKNOWN
+    twins_copy(world)
+    assert "twin's copy" in found(world, "endpoints").seen
+
+
+def test_without_a_control_plane_it_is_not_said_that_a_standalone_proxy_is_istiods():
+    world = World()
+    world.silent = {"127.0.0.1:18001": "connection refused"}
+    world.twin, world.pool["eds_cluster_config"]["eds_config"] = None, {"ads": {}}
+    findings = {each.check: each.verdict for each in examined(world)}
+    assert findings["subscribed"] is findings["twin"] is Verdict.UNKNOWN
+
+
+def test_whose_copy_was_used_once_and_has_weirs_last_since_does_not_live_on_it():
+    world = World()
+    world.silent = {"127.0.0.1:18001": "connection refused"}
+    world.stats[f"cluster.{NAME}.assignment_use_cached"] = 1
+    assert "as Weir last said" in found(world, "endpoints").seen
+
+
+def test_without_a_control_plane_and_a_route_that_asks_istios_name_of_the_pool_is_known():
+    world = World()
+    world.silent = {"127.0.0.1:18001": "connection refused"}
+    cors(world)
+    assert "asks no picker" in found(world, "route").seen
+    world.pool["name"] = world.route["route"]["cluster"] = "weir|54321|llama.team"
+    world.pool["eds_cluster_config"]["service_name"] = world.pool["name"]
+    world.twin["eds_cluster_config"]["service_name"] = world.pool["name"]
+    assert "asks a picker about" in found(world, "subscribed").seen
+
+
+@pytest.mark.parametrize(
+    ("body", "numbered"),
+    [
+        ({"prompt": "x"}, {"prompt": "7 x"}),
+        ({"messages": [{"content": "x"}]}, {"messages": [{"content": "7 x"}]}),
+        ({"messages": [{"content": ["x"]}]}, {"messages": [{"content": ["x"]}]}),
+        ({"input": "x"}, {"input": "x"}),
+        ([1], [1]),
+    ],
+)
+def test_each_probe_has_a_prompt_of_its_own_where_it_has_one(body, numbered):
+    assert json.loads(_numbered(json.dumps(body), 7)) == numbered
+    assert _numbered("no json", 7) == "no json"
 
 
 def test_a_default_limit_of_the_picker_is_a_warning():

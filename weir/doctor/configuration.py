@@ -1,17 +1,41 @@
 """Checks of what is configured: the proxy's clusters and routes beside what Weir says. Pure."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from weir.doctor.finding import Finding, Json, Sight, Verdict
 from weir.doctor.proxy import Asking, EdsCluster, Proxy
+from xds.pool import EndpointId
 
 DEFAULT_LIMIT = 1024
 PATIENT_SECONDS = 5.0
+AGAIN = "look again when the control plane answers"
+OWN_ADS = "the proxy's own ADS, istiod's or Weir's"
 ENDPOINT = "ClusterLoadAssignment"
+
+
+def answering(sight: Sight) -> Iterator[Finding]:
+    for address, reason in sight.silent.items():
+        yield Finding(
+            "answering",
+            Verdict.WRONG,
+            f"the control plane at {address} does not answer: {reason}",
+            "proxies keep what they have of it; see that its Pods run, and the port-forward "
+            "(--status)",
+        )
+    if sight.views and not sight.silent:
+        yield Finding("answering", Verdict.OK, "the control plane says what should be")
 
 
 def subscribed(cluster: EdsCluster, sight: Sight) -> Iterator[Finding]:
     streams = _streams(cluster, sight)
+    if not streams and not sight.views:
+        yield Finding(
+            "subscribed",
+            Verdict.UNKNOWN,
+            f"{cluster.name} takes its endpoints through {cluster.source or OWN_ADS}",
+            AGAIN,
+        )
+        return
     if not streams and not cluster.source:
         yield Finding(
             "subscribed",
@@ -61,7 +85,8 @@ def _streams(cluster: EdsCluster, sight: Sight) -> list[Json]:
     ]
 
 
-def endpoints(pool: str, cluster: EdsCluster, sight: Sight) -> Finding:
+def endpoints(pool: str, cluster: EdsCluster, twins: Sequence[EdsCluster], sight: Sight) -> Finding:
+    """`twins` have istiod's assignment, if it is at hand."""
     wanted = [
         {
             each["endpoint"]: (each["weight"], each["priority"])
@@ -71,17 +96,25 @@ def endpoints(pool: str, cluster: EdsCluster, sight: Sight) -> Finding:
         for view in sight.views
         if pool in view["pools"]
     ]
-    has = {name: (host.weight, host.priority) for name, host in cluster.hosts.items()}
+    has = _weighted(cluster)
+    if has in wanted or any(has.items() <= each.items() and has for each in wanted):
+        return Finding("endpoints", Verdict.OK, f"{len(has)} endpoints, weighted as Weir says")
+    # The counter says that it once was so; Weir's own may have come and gone since.
     cached = sight.proxy.stat(f"cluster.{cluster.stat_name}.assignment_use_cached")
-    if not _streams(cluster, sight) and cached:
+    if cached and any(has == _weighted(each) for each in twins):
         return Finding(
             "endpoints",
             Verdict.WRONG,
             f"{cluster.name} lives on its twin's copy of istiod's endpoints",
             "Weir's weights are not in effect, and Pods that die stay until it is back",
         )
-    if has in wanted or any(has.items() <= each.items() and has for each in wanted):
-        return Finding("endpoints", Verdict.OK, f"{len(has)} endpoints, weighted as Weir says")
+    if not wanted:
+        return Finding(
+            "endpoints",
+            Verdict.UNKNOWN,
+            f"{len(has)} endpoints, as Weir last said or istiod has them",
+            "Pods that die stay until the control plane is back; look again when it answers",
+        )
     want = wanted[0]
     odd = sorted(name for name in has.keys() | want.keys() if has.get(name) != want.get(name))
     shown = ", ".join(f"{name}: {has.get(name)}, {want.get(name)}" for name in odd[:3])
@@ -93,10 +126,16 @@ def endpoints(pool: str, cluster: EdsCluster, sight: Sight) -> Finding:
     )
 
 
-def twin(cluster: EdsCluster, twins: list[EdsCluster], sight: Sight) -> Finding:
+def _weighted(cluster: EdsCluster) -> dict[EndpointId, tuple[int, int]]:
+    return {name: (host.weight, host.priority) for name, host in cluster.hosts.items()}
+
+
+def twin(cluster: EdsCluster, twins: Sequence[EdsCluster], sight: Sight) -> Finding:
     if not cluster.source and any("Cluster" in c["types"] for c in _streams(cluster, sight)):
         return Finding("twin", Verdict.OK, "not needed: the proxy gets its clusters from Weir too")
-    if any(each.service_name == cluster.service_name and not each.source for each in twins):
+    if not cluster.source and not sight.views:
+        return Finding("twin", Verdict.UNKNOWN, "whose the cluster is is not known", AGAIN)
+    if any(not each.source for each in twins):
         return Finding("twin", Verdict.OK, "istiod's own assignment is kept at hand")
     return Finding(
         "twin",

@@ -1,8 +1,10 @@
 """What is wrong between Weir and one proxy, and what to do about it. Pure.
 
-Each check looks at the proxy and at the control plane's `/status`, some at both twice with traffic
-in between. What cannot be told is UNKNOWN, which is not well.
+Each check looks at the proxy and at the control plane's `/status`, some at both several times with
+traffic in between. What cannot be told is UNKNOWN, which is not well. A control plane that is dead
+is when one looks most: then the proxy alone tells what it lives on.
 
+    answering    every replica of the control plane that we were given answers
     subscribed   the proxy has a stream with us for the pool's assignment, and did not refuse it
     endpoints    what it uses is what we say, and not the copy that it took from its twin
     twin         somebody keeps istiod's own assignment at hand for a start without us
@@ -15,46 +17,60 @@ in between. What cannot be told is UNKNOWN, which is not well.
     draining     no old connection goes on under the rules before
 """
 
-from weir.doctor.configuration import endpoints, policy, route, subscribed, twin
+from collections.abc import Sequence
+from random import Random
+
+from weir.doctor.configuration import answering, endpoints, policy, route, subscribed, twin
 from weir.doctor.finding import Finding, Sight, Verdict
 from weir.doctor.proxy import Proxy
 from weir.doctor.traffic import draining, honoured, picker
 
 
-def examine(pool: str, before: Sight, after: Sight) -> list[Finding]:
-    """All checks of one pool and proxy."""
+def examine(pool: str, sights: Sequence[Sight], rng: Random) -> list[Finding]:
+    """All checks of one pool and proxy, from two looks or more."""
+    before, after = sights[0], sights[-1]
+    findings = list(answering(after))
     resources = after.resources(pool)
     if not resources:
-        known = sorted({name for view in after.views for name in view["pools"]})
-        listed = f"known are {', '.join(known)}" if known else "no pool is"
-        return [
-            Finding(
-                "subscribed",
-                Verdict.WRONG,
-                f"Weir does not know pool {pool}; {listed}",
-                "look at the InferencePool, and at `problems` in `weir status`",
-            )
-        ]
+        return [*findings, _no_pool(pool, after)]
     used = [cluster for name in resources for cluster in after.proxy.takes(name)]
     routed = {asking.cluster for asking in after.proxy.askings}
     ours = [cluster for cluster in used if cluster.name in routed]
     twins = [cluster for cluster in used if cluster.name not in routed]
     if not ours:
-        return [_no_cluster(pool, after.proxy)]
+        return [*findings, _no_cluster(pool, after.proxy)]
     askings = [a for a in after.proxy.askings if a.cluster in {each.name for each in ours}]
-    findings: list[Finding] = []
     for cluster in ours:
+        own = [each for each in twins if each.service_name == cluster.service_name]
         findings += subscribed(cluster, after)
-        findings.append(endpoints(pool, cluster, after))
-        findings.append(twin(cluster, twins, after))
+        findings.append(endpoints(pool, cluster, own, after))
+        findings.append(twin(cluster, own, after))
         findings.append(policy(cluster))
     for asking in askings:
         findings += route(pool, after.tier(pool), asking, after.proxy)
     if any(asking.picker for asking in askings):
         findings.append(picker(askings, ours, before.proxy, after.proxy))
-        findings.append(honoured(pool, ours, before, after))
+        findings.append(honoured(pool, ours, sights, rng))
     findings.append(draining(after.proxy))
     return findings
+
+
+def _no_pool(pool: str, sight: Sight) -> Finding:
+    if not sight.views:
+        return Finding(
+            "subscribed",
+            Verdict.UNKNOWN,
+            f"no route of {sight.proxy.node or 'the proxy'} asks a picker about {pool}",
+            "look again when the control plane answers: it knows the pool's clusters",
+        )
+    known = sorted({name for view in sight.views for name in view["pools"]})
+    listed = f"known are {', '.join(known)}" if known else "no pool is"
+    return Finding(
+        "subscribed",
+        Verdict.WRONG,
+        f"Weir does not know pool {pool}; {listed}",
+        "look at the InferencePool, and at `problems` in `weir status`",
+    )
 
 
 def _no_cluster(pool: str, proxy: Proxy) -> Finding:

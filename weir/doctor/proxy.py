@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from xds.istio.assignment import shadow_service
 from xds.pool import EndpointId
 
 Json = Mapping[str, Any]
@@ -68,6 +69,19 @@ class Proxy:
     def takes(self, resource: str) -> list[EdsCluster]:
         """Clusters that use the assignment of this name."""
         return [each for each in self.clusters.values() if each.service_name == resource]
+
+    def resources(self, pool: str) -> list[str]:
+        """Names of the pool's assignments, as far as this proxy's own configuration tells."""
+        asked = {each.cluster for each in self.askings if pool in each.pools}
+        namespace, _, name = pool.partition("/")
+        host = f"||{shadow_service(name)}.{namespace}.svc."
+        return sorted(
+            {
+                each.service_name
+                for each in self.clusters.values()
+                if each.name in asked or host in each.service_name
+            }
+        )
 
     def stat(self, name: str) -> float:
         return self.stats.get(name, 0.0)

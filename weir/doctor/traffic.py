@@ -1,12 +1,29 @@
-"""Checks of what happens: two looks with traffic in between. Pure."""
+"""Checks of what happens: looks with traffic in between. Pure.
+
+Who was picked and who served is known as sums, from one look to the next. Where a picker and a
+proxy that ignores it both spread requests evenly, sums agree too. So agreement counts only if it
+would hardly have come about by chance, with requests thrown like dice by the endpoints' weights;
+rounds of few requests tell more than one of many.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from random import Random
 
 from weir.doctor.finding import Finding, Sight, Verdict
 from weir.doctor.proxy import Asking, EdsCluster, Proxy
+from xds.pool import EndpointId
 
 HONOURED = 0.98  # of picks, for what is under way when we look
+CHANCE = 0.05  # above it agreement proves nothing
+DRAWS = 400
+MANY = 500  # requests of a round; above it dice are summed up
 
 
-def picker(askings: list[Asking], ours: list[EdsCluster], before: Proxy, after: Proxy) -> Finding:
+def picker(
+    askings: Sequence[Asking], ours: Sequence[EdsCluster], before: Proxy, after: Proxy
+) -> Finding:
     def grown(name: str) -> float:
         prefixes = {asking.stat_prefix for asking in askings if asking.picker}
         names = [f"http.{prefix}.ext_proc.{name}" for prefix in prefixes]
@@ -39,8 +56,8 @@ def picker(askings: list[Asking], ours: list[EdsCluster], before: Proxy, after: 
     return Finding("picker", Verdict.OK, f"asked {started:.0f} times, answered each time")
 
 
-def _served(ours: list[EdsCluster], before: Proxy, after: Proxy) -> dict[str, int]:
-    found: dict[str, int] = {}
+def _served(ours: Sequence[EdsCluster], before: Proxy, after: Proxy) -> dict[EndpointId, int]:
+    found: dict[EndpointId, int] = {}
     for cluster in ours:
         old = before.clusters.get(cluster.name)
         for name, host in after.clusters[cluster.name].hosts.items():
@@ -49,25 +66,40 @@ def _served(ours: list[EdsCluster], before: Proxy, after: Proxy) -> dict[str, in
     return found
 
 
-def honoured(pool: str, ours: list[EdsCluster], before: Sight, after: Sight) -> Finding:
-    served = _served(ours, before.proxy, after.proxy)
-    earlier = before.picks(pool)
-    picked = {
-        name: count - earlier.get(name, 0)
-        for name, count in after.picks(pool).items()
-        if count > earlier.get(name, 0)
-    }
-    total, sent = sum(picked.values()), sum(served.values())
+def honoured(
+    pool: str, ours: Sequence[EdsCluster], sights: Sequence[Sight], rng: Random
+) -> Finding:
+    """`sights` are looks with a round of traffic between each and the next."""
+    rounds = [
+        (_picked(pool, *pair), _served(ours, pair[0].proxy, pair[1].proxy))
+        for pair in pairwise(sights)
+    ]
+    total = sum(sum(picked.values()) for picked, _ in rounds)
+    sent = sum(sum(served.values()) for _, served in rounds)
     if not total or not sent:
         return Finding(
             "honoured",
             Verdict.UNKNOWN,
             f"{total} picks and {sent} requests while we looked",
-            "look while there is traffic, or give --probe URL",
+            "look while there is traffic, or give --probe URL; only Weir's pickers report picks, "
+            "and only to a control plane that answers",
         )
-    agreed = sum(min(count, served.get(name, 0)) for name, count in picked.items())
-    if agreed >= HONOURED * max(total, sent):
-        return Finding("honoured", Verdict.OK, f"{agreed} of {sent} served where they were picked")
+    agreed = sum(_agreed(picked, served) for picked, served in rounds)
+    if agreed < HONOURED * max(total, sent):
+        return _not_honoured(agreed, total, sent)
+    shares = _shares(ours)
+    if len(shares) > 1 and _chance(rounds, shares, agreed, rng) > CHANCE:
+        return Finding(
+            "honoured",
+            Verdict.UNKNOWN,
+            f"{agreed} of {sent} served where they were picked, which may be chance: picks and "
+            "requests are spread alike",
+            "give --probe URL, at a quiet time",
+        )
+    return Finding("honoured", Verdict.OK, f"{agreed} of {sent} served where they were picked")
+
+
+def _not_honoured(agreed: int, total: int, sent: int) -> Finding:
     if abs(total - sent) > (1 - HONOURED) * max(total, sent):
         return Finding(
             "honoured",
@@ -82,6 +114,52 @@ def honoured(pool: str, ours: list[EdsCluster], before: Sight, after: Sight) -> 
         "the policy must be override_host over metadata envoy.lb (policy), and captured Pods must "
         "be named by their internal address too: use Weir's picker, not a plain one",
     )
+
+
+def _picked(pool: str, before: Sight, after: Sight) -> dict[EndpointId, int]:
+    earlier = before.picks(pool)
+    grown = {name: count - earlier.get(name, 0) for name, count in after.picks(pool).items()}
+    return {name: count for name, count in grown.items() if count > 0}
+
+
+def _agreed(picked: Mapping[EndpointId, int], served: Mapping[EndpointId, int]) -> int:
+    return sum(min(count, served.get(name, 0)) for name, count in picked.items())
+
+
+def _shares(clusters: Sequence[EdsCluster]) -> dict[EndpointId, float]:
+    """Of requests, by endpoint, if nobody picks: by weight, of who is of the first priority."""
+    found: dict[EndpointId, float] = {}
+    for cluster in clusters:
+        first = min((host.priority for host in cluster.hosts.values()), default=0)
+        for name, host in cluster.hosts.items():
+            if host.priority == first:
+                found[name] = found.get(name, 0.0) + host.weight
+    total = sum(found.values())
+    return {name: weight / total for name, weight in found.items()}
+
+
+def _chance(
+    rounds: Sequence[tuple[Mapping[EndpointId, int], Mapping[EndpointId, int]]],
+    shares: Mapping[EndpointId, float],
+    agreed: int,
+    rng: Random,
+) -> float:
+    """How likely requests that nobody steers agree with the picks at least as well."""
+    thrown = [(picked, sum(served.values())) for picked, served in rounds]
+    lucky = sum(
+        sum(_agreed(picked, _throw(sent, shares, rng)) for picked, sent in thrown) >= agreed
+        for _ in range(DRAWS)
+    )
+    return lucky / DRAWS
+
+
+def _throw(count: int, shares: Mapping[EndpointId, float], rng: Random) -> Mapping[EndpointId, int]:
+    if count <= MANY:
+        return Counter(rng.choices(list(shares), list(shares.values()), k=count))
+    return {
+        name: max(0, round(rng.gauss(count * share, (count * share * (1 - share)) ** 0.5)))
+        for name, share in shares.items()
+    }
 
 
 def draining(proxy: Proxy) -> Finding:
