@@ -12,6 +12,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from weir.bench import control_plane as control_planes
 from weir.bench import filter as digest_filter
 from weir.bench import freshness
 from weir.bench import picker as pickers
@@ -149,6 +150,31 @@ def xds(json_path: Path | None) -> None:
         f"an assignment of 5,000 endpoints: {build:.1f} ms (bar {pushes.BUILD_BAR_MS:.0f})",
     )
     _finish(table, figures, json_path, notes, all_met=pushes.all_met(rows, build))
+
+
+@bench.command("control-plane")
+@click.option("--pods", default=1_000, show_default=True)
+@click.option("--pools", default=50, show_default=True)
+@click.option("--seconds", default=20.0, show_default=True, help="Of each of three windows.")
+@JSON
+def control_plane(pods: int, pools: int, seconds: float, json_path: Path | None) -> None:
+    """CPU, memory and start of `weir serve` in a cluster of 1,000 Pods that it asks once a second.
+
+    The API server, the model servers, 50 proxies and a picker are played by two other processes.
+    Bars stand for the usual size.
+    """
+    size = control_planes.Size(pods, pools, settle_seconds=seconds * 0.75, window_seconds=seconds)
+    figures = _measured(control_planes.measure(size))
+    title = f"weir serve, {pods} Pods in {pools} pools"
+    table = Table(title=title, title_justify="left")
+    for name in ("", "value", "bar", ""):
+        table.add_column(name, justify="right" if name else "left")
+    for bar in figures.bars:
+        met = "met" if bar.met else "missed"
+        table.add_row(bar.name, f"{bar.value:.2f}", f"{bar.limit:g}", met)
+    document = asdict(figures) | {"bars": [{**asdict(b), "met": b.met} for b in figures.bars]}
+    all_met = all(bar.met for bar in figures.bars)
+    _finish(table, document, json_path, control_planes.notes(figures), all_met=all_met)
 
 
 def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
