@@ -17,7 +17,6 @@ from aiohttp import web
 
 from weir.ports import free
 
-BOOKMARK_SECONDS = 60.0  # without news
 Document: TypeAlias = dict[str, Any]
 Key: TypeAlias = tuple[str, str, str]  # collection, namespace, name
 Review: TypeAlias = Document | int  # a TokenReview's status, or that of a failed answer
@@ -93,6 +92,7 @@ class ApiServer:
         self.collections = set(collections)
         self.forbidden: set[str] = set()
         self.page = page  # at most so many objects, whatever is asked for
+        self.bookmark_seconds = 60.0  # without news, before a watch is told how far it is
         self.port = free()
         self.requests: list[tuple[str, Document]] = []
         # answers TokenReviews
@@ -174,7 +174,7 @@ class ApiServer:
                 if each.collection == collection and namespace in ("", each.namespace):
                     await response.write(_line(each.kind, each.text))
             try:
-                async with asyncio.timeout(min(left, BOOKMARK_SECONDS)):
+                async with asyncio.timeout(min(left, self.bookmark_seconds)):
                     await moved.wait()
             except TimeoutError:
                 if bookmarks:

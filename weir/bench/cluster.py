@@ -1,9 +1,10 @@
 """A cluster for benchmarks, in one process: an API server, and the model servers that its Pods are.
 
-    python -m weir.bench.cluster PODS POOLS
+    python -m weir.bench.cluster PODS POOLS INTERVAL
 
-Model servers are addresses of loopback, all behind one socket; a connection's own address says whom
-it was for. Prints where it is, then obeys lines on stdin, each answered with one line of JSON:
+INTERVAL is how often the pools ask for their servers to be asked. Model servers are addresses of
+loopback, all behind one socket; a connection's own address says whom it was for. Prints where it
+is, then obeys lines on stdin, each answered with one line of JSON:
 
     replace N    replace N Pods a second from now on, as a rolling update does    {}
     count        so far                                  {"scrapes": pages, "replaced": Pods}
@@ -15,6 +16,7 @@ import json
 import socket
 import sys
 from collections import Counter, deque
+from collections.abc import Sequence
 from typing import cast
 
 from weir.bench import objects, pages
@@ -45,8 +47,8 @@ class ModelServers:
 
     def answer(self, address: str) -> bytes:
         self.asked[address] += 1
-        begin = objects.hash_of(address) * 7919
-        return self.answers[(begin + self.asked[address]) % len(self.answers)]
+        second = objects.digest(address) + self.asked[address]
+        return self.answers[second % len(self.answers)]
 
 
 class _Connection(asyncio.Protocol):
@@ -65,18 +67,15 @@ class _Connection(asyncio.Protocol):
 class Cluster:
     """Pods of pools, and their replacement."""
 
-    def __init__(self, api: ApiServer, count: int, pools: int, port: int) -> None:
+    def __init__(self, api: ApiServer, count: int, apps: Sequence[str], port: int) -> None:
         self.replaced = 0
         self._api, self._port = api, port
         self._numbers = itertools.count()
         spare = SPARE + count // 4
         self._addresses = deque(f"127.10.{n // 250}.{n % 250 + 1}" for n in range(count + spare))
         self._pods: deque[tuple[str, str, str]] = deque()  # name, app, address; the oldest first
-        for number in range(pools):
-            api.store.put(POOLS, objects.pool(_app(number), port))
-            api.store.put(SERVICES, objects.service(_app(number), port))
         for number in range(count):
-            name, app, address = self._new(_app(number % pools))
+            name, app, address = self._new(apps[number % len(apps)])
             api.store.put(PODS, objects.pod(name, app, address, port))
             self._pods.append((name, app, address))
 
@@ -101,10 +100,6 @@ class Cluster:
 
     def _new(self, app: str) -> tuple[str, str, str]:
         return f"{app}-7c9d8f6b5d-{next(self._numbers):05}", app, self._addresses.popleft()
-
-
-def _app(number: int) -> str:
-    return f"pool-{number}"
 
 
 class _Replacing:
@@ -155,10 +150,14 @@ def _listening(port: int) -> socket.socket:
     return made
 
 
-async def main(count: int, pools: int) -> None:
+async def main(count: int, pools: int, interval: str) -> None:
     api = ApiServer((f"{kind.plural}.{kind.group}" for kind in kinds.ALWAYS), PAGE)
     servers, port = ModelServers(), free("0.0.0.0")
-    cluster = Cluster(api, count, pools, port)
+    apps = [objects.called(number) for number in range(pools)]
+    for app in apps:
+        api.store.put(POOLS, objects.pool(app, port, interval))
+        api.store.put(SERVICES, objects.service(app, port))
+    cluster = Cluster(api, count, apps, port)
     listening = await asyncio.get_running_loop().create_server(
         lambda: _Connection(servers), sock=_listening(port), backlog=4096
     )
@@ -170,4 +169,4 @@ async def main(count: int, pools: int) -> None:
 
 
 if __name__ == "__main__":
-    run_loop(main(int(sys.argv[1]), int(sys.argv[2])))
+    run_loop(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
 from weir.bench import control_plane as control_planes
@@ -155,26 +155,48 @@ def xds(json_path: Path | None) -> None:
 @bench.command("control-plane")
 @click.option("--pods", default=1_000, show_default=True)
 @click.option("--pools", default=50, show_default=True)
+@click.option("--interval", default="1s", show_default=True, help="Of scrapes.")
 @click.option("--seconds", default=20.0, show_default=True, help="Of each of three windows.")
 @JSON
-def control_plane(pods: int, pools: int, seconds: float, json_path: Path | None) -> None:
+def control_plane(
+    pods: int, pools: int, interval: str, seconds: float, json_path: Path | None
+) -> None:
     """CPU, memory and start of `weir serve` in a cluster of 1,000 Pods that it asks once a second.
 
     The API server, the model servers, 50 proxies and a picker are played by two other processes.
     Bars stand for the usual size.
     """
-    size = control_planes.Size(pods, pools, settle_seconds=seconds * 0.75, window_seconds=seconds)
+    size = control_planes.Size(
+        pods, pools, interval, settle_seconds=seconds * 0.75, window_seconds=seconds
+    )
     figures = _measured(control_planes.measure(size))
-    title = f"weir serve, {pods} Pods in {pools} pools"
-    table = Table(title=title, title_justify="left")
+    bars = Table(
+        title=f"weir serve, {pods} Pods in {pools} pools, each asked every {interval}",
+        title_justify="left",
+    )
     for name in ("", "value", "bar", ""):
-        table.add_column(name, justify="right" if name else "left")
+        bars.add_column(name, justify="right" if name else "left")
     for bar in figures.bars:
-        met = "met" if bar.met else "missed"
-        table.add_row(bar.name, f"{bar.value:.2f}", f"{bar.limit:g}", met)
-    document = asdict(figures) | {"bars": [{**asdict(b), "met": b.met} for b in figures.bars]}
+        bars.add_row(bar.name, f"{bar.value:.2f}", f"{bar.limit:g}", "met" if bar.met else "missed")
+    parts = Table(title="Whose CPU it is, of a sampled run", title_justify="left")
+    for name in ("part", "core", "share", "ms a scrape", "core while Pods are replaced"):
+        parts.add_column(name, justify="left" if name == "part" else "right")
+    for row in figures.parts:
+        parts.add_row(
+            row.name,
+            f"{row.cores:.3f}",
+            f"{row.share:.0%}",
+            f"{row.ms_a_scrape:.3f}",
+            f"{row.replacing:.3f}",
+        )
+    document = asdict(figures) | {
+        "cores": figures.cores,
+        "bars": [{**asdict(bar), "met": bar.met} for bar in figures.bars],
+        "parts": [asdict(row) for row in figures.parts],
+    }
     all_met = all(bar.met for bar in figures.bars)
-    _finish(table, document, json_path, control_planes.notes(figures), all_met=all_met)
+    shown = Group(bars, parts)
+    _finish(shown, document, json_path, control_planes.notes(figures), all_met=all_met)
 
 
 def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
@@ -194,7 +216,12 @@ def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
 
 
 def _finish(
-    table: Table, figures: Any, json_path: Path | None, notes: Sequence[str] = (), *, all_met: bool
+    table: RenderableType,
+    figures: Any,
+    json_path: Path | None,
+    notes: Sequence[str] = (),
+    *,
+    all_met: bool,
 ) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     console.print(f"machine: {machine.describe()}")

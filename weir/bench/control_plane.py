@@ -43,6 +43,7 @@ class Size:
 
     pods: int = 1_000
     pools: int = 50
+    interval: str = "1s"  # of scrapes
     starts: int = 3
     settle_seconds: float = 15.0
     window_seconds: float = 20.0
@@ -77,6 +78,17 @@ class Shares:
 
 
 @dataclass(frozen=True, slots=True)
+class Row:
+    """One part's, of a sampled run."""
+
+    name: str
+    cores: float
+    share: float  # of the whole
+    ms_a_scrape: float
+    replacing: float  # cores while Pods are replaced
+
+
+@dataclass(frozen=True, slots=True)
 class Bar:
     """What a figure must not be above."""
 
@@ -105,6 +117,20 @@ class Figures:
         return statistics.median(each.cores for each in self.steady)
 
     @property
+    def parts(self) -> list[Row]:
+        steady, replacing = self.shares["steady"], self.shares["replacing"]
+        return [
+            Row(
+                part,
+                cores,
+                cores / steady.total,
+                steady.ms_a_scrape(part),
+                replacing.cores[part],
+            )
+            for part, cores in steady.cores.items()
+        ]
+
+    @property
     def bars(self) -> list[Bar]:
         work = self.shares["steady"].ms_a_scrape(PARSE, WEIGH, PUSH)
         return [
@@ -117,29 +143,18 @@ class Figures:
 
 def notes(figures: Figures) -> list[str]:
     """What the bars are made of, and what else was seen."""
-    size, steady = figures.size, figures.shares["steady"]
-    said = [
+    steady, replacing = figures.steady, figures.replacing
+    return [
         "starts, s: " + _each(figures.starts),
         "CPU, cores, by window: "
-        + _each(each.cores for each in figures.steady)
-        + f"; while {_mean(figures.replacing, 'replaced'):.1f} Pods a second are replaced: "
-        + _each(each.cores for each in figures.replacing),
+        + _each(each.cores for each in steady)
+        + f"; while {_mean(replacing, 'replaced'):.1f} Pods a second are replaced: "
+        + _each(each.cores for each in replacing),
+        f"a second: {_mean(steady, 'scrapes'):.0f} scrapes, "
+        f"{_mean(steady, 'assignments'):.1f} assignments to proxies, "
+        f"{_mean(steady, 'loads'):.0f} PoolLoads to the picker",
+        f"{PEER}: {PEER_CORES_A_POD * figures.size.pods:.2f} core, by its 0.27 for 100 Pods at 1s",
     ]
-    said.append(
-        f"a second: {_mean(figures.steady, 'scrapes'):.0f} scrapes, "
-        f"{_mean(figures.steady, 'assignments'):.1f} assignments to proxies, "
-        f"{_mean(figures.steady, 'loads'):.0f} PoolLoads to the picker"
-    )
-    for name, shares in figures.shares.items():
-        parts = ", ".join(
-            f"{part} {cores:.3f} ({cores / shares.total:.0%})"
-            for part, cores in shares.cores.items()
-        )
-        said.append(f"sampled, {name}: {shares.total:.2f} core: {parts}")
-    by_part = ", ".join(f"{part} {steady.ms_a_scrape(part):.3f}" for part in PARTS)
-    said.append(f"ms a scrape, steady: {by_part}")
-    said.append(f"{PEER}: {PEER_CORES_A_POD * size.pods:.2f} cores for as many, by its 100")
-    return said
 
 
 def _each(values: Iterable[float]) -> str:
@@ -150,9 +165,7 @@ def _mean(windows: Iterable[Window], name: str) -> float:
     return statistics.fmean(getattr(each, name) for each in windows)
 
 
-def measure(
-    size: Size,
-) -> Callable[[Path, Callable[[str], None]], Any]:
+def measure(size: Size) -> Callable[[Path, Callable[[str], None]], Any]:
     """A run of this size; about four minutes of the usual one."""
 
     async def run(directory: Path, say: Callable[[str], None]) -> Figures:
@@ -172,7 +185,7 @@ def measure(
 
 @asynccontextmanager
 async def _cluster(directory: Path, size: Size) -> AsyncIterator[Helper]:
-    command = python("weir.bench.cluster", str(size.pods), str(size.pools))
+    command = python("weir.bench.cluster", str(size.pods), str(size.pools), size.interval)
     async with helping(command, directory / "cluster.log") as cluster:
         kubeconfig(directory / "kubeconfig", (await cluster.answer())["url"])
         yield cluster
@@ -255,7 +268,7 @@ class _Bench:
     @asynccontextmanager
     async def _clients(self) -> AsyncIterator[Helper]:
         names = [
-            pool_cluster(objects.NAMESPACE, f"pool-{number}", DOMAIN).name
+            pool_cluster(objects.NAMESPACE, objects.called(number), DOMAIN).name
             for number in range(self._size.pools)
         ]
         command = python("weir.bench.control_plane_clients", str(self._xds), *names)

@@ -24,8 +24,8 @@ def main(figures: Path, options: list[str]) -> None:
         draft.replace(figures)
 
     signal.signal(signal.SIGUSR1, tell)
-    sampler.install()
-    command(options)
+    with sampler:
+        command(options)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,16 @@ API server would make it.
 
 from typing import Any, TypeAlias
 
+from xxhash import xxh3_64_intdigest
+
 Document: TypeAlias = dict[str, Any]
 NAMESPACE = "bench"
 PORT_NAME = "http"
 CREATED = "2026-11-20T08:00:00Z"
 
 
-def pool(name: str, port: int) -> Document:
-    """An InferencePool that is scraped once a second."""
+def pool(name: str, port: int, interval: str) -> Document:
+    """An InferencePool whose servers are asked every `interval`."""
     spec = {
         "selector": {"matchLabels": {"app": name}},
         "targetPorts": [{"number": port}],
@@ -26,7 +28,7 @@ def pool(name: str, port: int) -> Document:
         "metadata": _metadata(name, {"app.kubernetes.io/part-of": "bench"})
         | {
             "generation": 1,
-            "annotations": {"weir.dev/scrape-interval": "1s"},
+            "annotations": {"weir.dev/scrape-interval": interval},
             "managedFields": [_managed("helm", {"spec": spec})],
         },
         "spec": spec,
@@ -59,7 +61,7 @@ def pod(name: str, app: str, address: str, port: int, *, ready: bool = True) -> 
         "app.kubernetes.io/version": "v0.32.0",
         "pod-template-hash": "7c9d8f6b5d",
         "topology.kubernetes.io/region": "eu-west-1",
-        "topology.kubernetes.io/zone": f"eu-west-1{'abc'[hash_of(name) % 3]}",
+        "topology.kubernetes.io/zone": f"eu-west-1{'abc'[digest(name) % 3]}",
     }
     annotations = {
         "ambient.istio.io/redirection": "enabled",
@@ -96,9 +98,14 @@ def pod(name: str, app: str, address: str, port: int, *, ready: bool = True) -> 
     }
 
 
-def hash_of(name: str) -> int:
+def digest(name: str) -> int:
     """The same on every run."""
-    return sum(name.encode())
+    return xxh3_64_intdigest(name.encode())
+
+
+def called(number: int) -> str:
+    """What a pool, its Service and its Pods' label are called."""
+    return f"pool-{number}"
 
 
 def _metadata(name: str, labels: dict[str, str]) -> Document:
@@ -112,7 +119,8 @@ def _metadata(name: str, labels: dict[str, str]) -> Document:
 
 
 def _uid(name: str) -> str:
-    return f"6f1d2c3b-{hash_of(name):04x}-4a5b-8c7d-{name.encode().hex()[-12:]:0>12}"
+    text = f"{digest(name):016x}"
+    return f"{text[:8]}-{text[8:12]}-4a5b-8c7d-{text[4:]}"
 
 
 def _managed(manager: str, said: Document, subresource: str = "") -> Document:
@@ -147,7 +155,7 @@ def _item(value: Any) -> str:
 def _pod_spec(app: str, port: int) -> Document:
     probe = {"httpGet": {"path": "/health", "port": PORT_NAME, "scheme": "HTTP"}}
     return {
-        "nodeName": f"gpu-node-{hash_of(app) % 100}",
+        "nodeName": f"gpu-node-{digest(app) % 100}",
         "serviceAccountName": app,
         "schedulerName": "default-scheduler",
         "restartPolicy": "Always",

@@ -18,8 +18,8 @@ from weir.inference_sim.virtual import Arrival
 
 MODEL = "meta-llama/Llama-3.1-8B-Instruct"
 CONTEXT = 32_768  # tokens
-REQUESTS_PER_SECOND = 4.0
-PROMPT, ANSWER = 800, 200  # tokens; the mean
+REQUESTS_PER_SECOND = 8.0
+PROMPT, ANSWER = 800, 250  # tokens; the mean
 
 
 def history(seconds: int, seed: int = 1) -> list[bytes]:
