@@ -16,7 +16,7 @@ Invariants:
    follow the operator at once. Pickers are told of affinity when the proxies are.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 
@@ -76,7 +76,7 @@ class Plane:
         self._lines: dict[PoolName, _Line] = {}
         self._lines_of: dict[EndpointId, list[_Line]] = {}
         self._observations: dict[EndpointId, Observation] = {}
-        self._written: dict[EndpointId, wire.WrittenLoad] = {}  # observations, as far as needed
+        self._written: dict[EndpointId, wire.WrittenLoad] = {}  # the observations, for pickers
         self._owners: dict[ResourceName, PoolName] = {}
         self._rearranged = True  # are there other resources than in `_snapshot`?
         self.trials = Trials()
@@ -149,9 +149,10 @@ class Plane:
         """What the scraper saw; None forgets an endpoint that no pool has any more."""
         if observation is None:
             self._observations.pop(endpoint, None)
+            self._written.pop(endpoint, None)
         else:
             self._observations[endpoint] = observation
-        self._written.pop(endpoint, None)
+            self._written[endpoint] = wire.write_load(endpoint, observation)
         for line in self._lines_of.get(endpoint, ()):
             line.forget(TypeUrl.POOL_LOAD)
 
@@ -228,7 +229,8 @@ class Plane:
             return _assignments(line)
         if type_url is TypeUrl.POOL:
             return {pool.name: wire.encode_pool(self._for_pickers(pool), line.shares)}
-        return {pool.name: wire.join_loads(pool.name, self._loads_of(pool), now)}
+        loads = [self._written[each.id] for each in pool.endpoints if each.id in self._written]
+        return {pool.name: wire.join_loads(pool.name, loads, now)}
 
     def _bodies(self) -> Bodies:
         return {
@@ -256,13 +258,6 @@ class Plane:
         line.offered[resource.version] = line.shares
         for old in list(line.offered)[: -OFFERS * len(line.bodies[TypeUrl.ENDPOINT])]:
             del line.offered[old]
-
-    def _loads_of(self, pool: Pool) -> Iterator[wire.WrittenLoad]:
-        for member in pool.endpoints:
-            if (seen := self._observations.get(member.id)) is not None:
-                if member.id not in self._written:
-                    self._written[member.id] = wire.write_load(member.id, seen)
-                yield self._written[member.id]
 
 
 def _assignments(line: _Line) -> dict[str, bytes]:

@@ -159,11 +159,11 @@ def decode_pool(body: bytes) -> PoolView:
 
 
 class WrittenLoad(NamedTuple):
-    """An endpoint's part of its pool's PoolLoad: `before`, the age where there is one, `after`."""
+    """An endpoint's part of its pool's PoolLoad."""
 
-    at: float | None  # of the load; None where none is known
-    before: bytes
-    after: bytes = b""
+    frame: bytes
+    at: float | None = None  # of the load; None where none is known
+    gap: int = 0  # where in the frame the load's age goes
 
 
 def encode_loads(
@@ -184,21 +184,21 @@ def write_load(endpoint: EndpointId, seen: Observation) -> WrittenLoad:
         _write_load(item, seen.load)
     frame = pool_pb2.PoolLoad(loads=[item]).SerializeToString(deterministic=True)
     if seen.load is None:
-        return WrittenLoad(None, frame)
+        return WrittenLoad(frame)
     # Fields come in the order of their numbers: the endpoint, then the age with a tag of one byte.
     named = pool_pb2.EndpointLoad(endpoint=endpoint).ByteSize()
-    age = len(frame) - item.ByteSize() + named + 1
-    return WrittenLoad(seen.load.at, frame[:age], frame[age + DOUBLE.size :])
+    return WrittenLoad(frame, seen.load.at, len(frame) - item.ByteSize() + named + 1)
 
 
 def join_loads(name: PoolName, written: Iterable[WrittenLoad], now: float) -> bytes:
     """The `weir.v1.PoolLoad` of loads in the order of their endpoints."""
-    parts = [pool_pb2.PoolLoad(name=name).SerializeToString(deterministic=True)]
-    for at, before, after in written:
-        parts.append(before)
+    body = bytearray(pool_pb2.PoolLoad(name=name).SerializeToString(deterministic=True))
+    for frame, at, gap in written:
+        begin = len(body)
+        body += frame
         if at is not None:
-            parts += DOUBLE.pack(max(0.0, now - at)), after
-    return b"".join(parts)
+            DOUBLE.pack_into(body, begin + gap, max(0.0, now - at))
+    return bytes(body)
 
 
 def decode_loads(body: bytes, received_at: float) -> dict[EndpointId, Observation]:

@@ -144,17 +144,21 @@ class Figures:
 def notes(figures: Figures) -> list[str]:
     """What the bars are made of, and what else was seen."""
     steady, replacing = figures.steady, figures.replacing
-    return [
-        "starts, s: " + _each(figures.starts),
-        "CPU, cores, by window: "
-        + _each(each.cores for each in steady)
-        + f"; while {_mean(replacing, 'replaced'):.1f} Pods a second are replaced: "
-        + _each(each.cores for each in replacing),
+    starts = f"starts, s: {_each(figures.starts)}"
+    cpu = (
+        f"CPU, cores, by window: {_each(each.cores for each in steady)}; while "
+        f"{_mean(replacing, 'replaced'):.1f} Pods a second are replaced: "
+        f"{_each(each.cores for each in replacing)}"
+    )
+    rates = (
         f"a second: {_mean(steady, 'scrapes'):.0f} scrapes, "
         f"{_mean(steady, 'assignments'):.1f} assignments to proxies, "
-        f"{_mean(steady, 'loads'):.0f} PoolLoads to the picker",
-        f"{PEER}: {PEER_CORES_A_POD * figures.size.pods:.2f} core, by its 0.27 for 100 Pods at 1s",
-    ]
+        f"{_mean(steady, 'loads'):.0f} PoolLoads to the picker"
+    )
+    peer = (
+        f"{PEER}: {PEER_CORES_A_POD * figures.size.pods:.2f} core, by its 0.27 for 100 Pods at 1s"
+    )
+    return [starts, cpu, rates, peer]
 
 
 def _each(values: Iterable[float]) -> str:
