@@ -7,10 +7,10 @@ HELM_VERSION      = v3.19.2
 KUSTOMIZE_VERSION = v5.8.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos fix check test integration helm kustomize tools istio-matrix lock image demo demo-full bench-picker bench-filter bench-xds clean
+.PHONY: help setup protos fix check test integration helm kustomize tools istio-matrix lock image demo demo-full bench-picker bench-filter bench-xds bench-control-plane clean
 
 help: ## this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## a venv in .venv with Weir, a real Envoy and the developers' tools
 $(STAMP): pyproject.toml xds/proto/generate.py xds/proto/weir/v1/pool.proto
@@ -77,6 +77,9 @@ bench-filter: setup ## what the digest filter costs Envoy
 
 bench-xds: setup ## a push to 2,000 streams, beside a bare server
 	$(BIN)/weir bench xds
+
+bench-control-plane: setup ## CPU and memory of the control plane with 1,000 Pods in 50 pools
+	$(BIN)/weir bench control-plane
 
 clean: ## remove the venv and what tools left
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .hypothesis .import_linter_cache

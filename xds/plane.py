@@ -5,7 +5,8 @@
                       ┘
 Pure: whoever owns a `Plane` says what time it is and when to weigh. What is expensive to make is
 made when its source changes and kept as bytes: Listener, RouteConfiguration and Cluster with the
-pools, ClusterLoadAssignment and Pool with the shares, PoolLoad with the observations.
+pools, ClusterLoadAssignment and Pool with the shares, PoolLoad with the observations. Snapshots
+follow many times a second, mostly for a few loads: the next one costs what is new in it.
 
 Invariants:
 1. A pool whose loads are unknown is still served: unknown is neutral, never absent.
@@ -24,23 +25,23 @@ from xds.assignment import cluster_load_assignment
 from xds.court import Verdict
 from xds.istio.assignment import assignment
 from xds.pool import EndpointId, Observation, Policy, Pool, PoolName, Share
-from xds.snapshot import Bodies, Snapshot, TypeUrl, Version
+from xds.snapshot import Bodies, ResourceName, Snapshot, TypeUrl, Version
 from xds.standalone import Standalone, resources
 from xds.trials import Quarantine, Trials
 
+OF_A_POOL = (TypeUrl.ENDPOINT, TypeUrl.POOL, TypeUrl.POOL_LOAD)
 OFFERS = 16  # assignments that a client may still have and refuse the next one of
 
 
 @dataclass(slots=True)
 class _Line:
-    """One pool on its way to bytes; a body that is None must be made again."""
+    """One pool on its way to bytes."""
 
     pool: Pool
     state: weights.State
     shares: dict[EndpointId, Share]
-    assignments: dict[str, bytes] | None = None  # our own, and of istiod's clusters
-    members: bytes | None = None
-    loads: bytes | None = None
+    # Of each type of `OF_A_POOL`; one that is missing must be made again.
+    bodies: dict[TypeUrl, dict[ResourceName, bytes]] = field(default_factory=dict)
     # What was offered lately, by the version of its assignment; the newest is last.
     offered: dict[Version, dict[EndpointId, Share]] = field(default_factory=dict)
     rolled_back_to: dict[EndpointId, Share] | None = None
@@ -59,7 +60,12 @@ class _Line:
             }
         if shares != self.shares:
             self.shares = shares
-            self.assignments = self.members = None
+            self.forget(TypeUrl.ENDPOINT)
+            self.forget(TypeUrl.POOL)
+
+    def forget(self, type_url: TypeUrl) -> None:
+        """Have its bodies made again."""
+        self.bodies.pop(type_url, None)
 
 
 class Plane:
@@ -70,6 +76,9 @@ class Plane:
         self._lines: dict[PoolName, _Line] = {}
         self._lines_of: dict[EndpointId, list[_Line]] = {}
         self._observations: dict[EndpointId, Observation] = {}
+        self._written: dict[EndpointId, wire.WrittenLoad] = {}  # the observations, for pickers
+        self._owners: dict[ResourceName, PoolName] = {}
+        self._rearranged = True  # are there other resources than in `_snapshot`?
         self.trials = Trials()
         self._policies: Mapping[PoolName, Policy] | None = None  # that `_config` was made of
         self._config: Bodies = {}
@@ -113,10 +122,12 @@ class Plane:
                 shares = weights.step(state, pool, self._observations, now)
                 line = _Line(pool, *shares, offered=offered)
             self._lines[name] = line
-        self._lines_of = {}
-        for line in self._lines.values():
+        self._lines_of, self._owners, self._rearranged = {}, {}, True
+        for name, line in self._lines.items():
             for member in line.pool.endpoints:
                 self._lines_of.setdefault(member.id, []).append(line)
+            for resource in (name, *(each.name for each in line.pool.istio_clusters)):
+                self._owners[resource] = name
         self.trials.configure(
             replace(pool, policy=pool.policy.of_proxies) for pool in pools.values()
         )
@@ -138,10 +149,12 @@ class Plane:
         """What the scraper saw; None forgets an endpoint that no pool has any more."""
         if observation is None:
             self._observations.pop(endpoint, None)
+            self._written.pop(endpoint, None)
         else:
             self._observations[endpoint] = observation
+            self._written[endpoint] = wire.write_load(endpoint, observation)
         for line in self._lines_of.get(endpoint, ()):
-            line.loads = None
+            line.forget(TypeUrl.POOL_LOAD)
 
     def weigh(self, now: float) -> None:
         """One step of every pool's weigher."""
@@ -150,25 +163,22 @@ class Plane:
             line.state, shares = weights.step(before, line.pool, self._observations, now)
             line.take(shares)
             if line.state.echo != before.echo:
-                line.assignments = None
+                line.forget(TypeUrl.ENDPOINT)
 
     def snapshot(self, now: float) -> Snapshot:
         """The resources as of now; what did not change keeps its bytes and its version."""
         if self._policies != self.trials.in_effect:
-            before, self._policies = self._policies or {}, dict(self.trials.in_effect)
-            for name, line in self._lines.items():
-                if before.get(name) != self._policies[name]:
-                    line.members = None
-            self._config, self._tenants = self._compose(self._policies)
-        owners = {
-            resource: name
-            for name, line in self._lines.items()
-            for resource in (name, *(each.name for each in line.pool.istio_clusters))
-        }
-        bodies = {**self._config, **self._bodies(now)}
-        self._snapshot = Snapshot.of(bodies, self._snapshot, owners, self._tenants)
-        for line in self._lines.values():
-            self._remember(line)
+            self._take_effect(dict(self.trials.in_effect))
+        news = self._news(now)
+        if self._rearranged:
+            news = self._bodies()
+            bodies = {**self._config, **news}
+            self._snapshot = Snapshot.of(bodies, self._snapshot, self._owners, self._tenants)
+            self._rearranged = False
+        else:
+            self._snapshot = self._snapshot.updated(news)
+        for name in news[TypeUrl.ENDPOINT]:
+            self._remember(name)
         return self._snapshot
 
     def trial(self) -> Snapshot:
@@ -191,22 +201,45 @@ class Plane:
         }
         return resources(pools, self._standalone), tenants
 
-    def _bodies(self, now: float) -> Bodies:
-        assignments: dict[str, bytes] = {}
-        members, loads = {}, {}
+    def _take_effect(self, policies: Mapping[PoolName, Policy]) -> None:
+        before, self._policies = self._policies or {}, policies
         for name, line in self._lines.items():
-            if line.assignments is None:
-                line.assignments = _assignments(line)
-            if line.members is None:
-                line.members = wire.encode_pool(self._for_pickers(line.pool), line.shares)
-            if line.loads is None:
-                line.loads = wire.encode_loads(name, self._loads_of(line.pool), now)
-            assignments |= line.assignments
-            members[name], loads[name] = line.members, line.loads
+            if before.get(name) != policies[name]:
+                line.forget(TypeUrl.POOL)
+        self._config, self._tenants = self._compose(policies)
+        self._rearranged = True
+
+    def _news(self, now: float) -> Bodies:
+        """Make what must be made again; returns what of it is to be seen.
+
+        Two pools may answer for one cluster of istiod's: the one that it belongs to is heard.
+        """
+        news: dict[str, dict[ResourceName, bytes]] = {each: {} for each in OF_A_POOL}
+        for pool, line in self._lines.items():
+            for type_url in OF_A_POOL:
+                if type_url not in line.bodies:
+                    made = line.bodies[type_url] = self._made(type_url, line, now)
+                    own = {name: made[name] for name in made if self._owners[name] == pool}
+                    news[type_url] |= own
+        return news
+
+    def _made(self, type_url: TypeUrl, line: _Line, now: float) -> dict[ResourceName, bytes]:
+        pool = line.pool
+        if type_url is TypeUrl.ENDPOINT:
+            return _assignments(line)
+        if type_url is TypeUrl.POOL:
+            return {pool.name: wire.encode_pool(self._for_pickers(pool), line.shares)}
+        loads = [self._written[each.id] for each in pool.endpoints if each.id in self._written]
+        return {pool.name: wire.join_loads(pool.name, loads, now)}
+
+    def _bodies(self) -> Bodies:
         return {
-            TypeUrl.ENDPOINT: assignments,
-            TypeUrl.POOL: members,
-            TypeUrl.POOL_LOAD: loads,
+            type_url: {
+                name: body
+                for line in self._lines.values()
+                for name, body in line.bodies[type_url].items()
+            }
+            for type_url in OF_A_POOL
         }
 
     def _for_pickers(self, pool: Pool) -> Pool:
@@ -216,21 +249,15 @@ class Plane:
         policy = replace(pool.policy, affinity=theirs.affinity, session_header=header)
         return replace(pool, policy=policy)
 
-    def _remember(self, line: _Line) -> None:
-        """Which shares a version stood for, so that they can be gone back to."""
-        for name in line.assignments or ():
-            resource = self._snapshot.get(TypeUrl.ENDPOINT, name)
-            if resource is not None and resource.version not in line.offered:
-                line.offered[resource.version] = line.shares
-        for old in list(line.offered)[: -OFFERS * len(line.assignments or (0,))]:
+    def _remember(self, name: ResourceName) -> None:
+        """Which shares a version of an assignment stands for, so that they can be gone back to."""
+        line, resource = self._lines[self._owners[name]], self._snapshot.get(TypeUrl.ENDPOINT, name)
+        if resource is None:
+            return
+        line.offered.pop(resource.version, None)  # the newest is last
+        line.offered[resource.version] = line.shares
+        for old in list(line.offered)[: -OFFERS * len(line.bodies[TypeUrl.ENDPOINT])]:
             del line.offered[old]
-
-    def _loads_of(self, pool: Pool) -> dict[EndpointId, Observation]:
-        return {
-            member.id: observation
-            for member in pool.endpoints
-            if (observation := self._observations.get(member.id)) is not None
-        }
 
 
 def _assignments(line: _Line) -> dict[str, bytes]:

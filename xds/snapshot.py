@@ -14,7 +14,7 @@ without resources is known to be empty.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import TypeAlias
 
@@ -146,6 +146,17 @@ class Snapshot:
             return previous
         return Snapshot(types, owners, own)
 
+    def updated(self, bodies: Bodies) -> "Snapshot":
+        """This snapshot, with other bodies of some of its resources.
+
+        What `of` would make of all bodies together, at the cost of those that are given.
+        Returns itself where nothing changed.
+        """
+        types = dict(self.types)
+        for type_url, named in bodies.items():
+            types[type_url] = _updated(type_url, named, self.types[type_url])
+        return self if _same(types, self.types) else replace(self, types=types)
+
     def get(self, type_url: str, name: ResourceName) -> Resource | None:
         """None where the type or the name is not known."""
         resources = self.types.get(type_url)
@@ -185,6 +196,19 @@ def _same(types: Mapping[str, Resources], before: Mapping[str, Resources]) -> bo
     return types.keys() == before.keys() and all(
         resources is before[type_url] for type_url, resources in types.items()
     )
+
+
+def _updated(type_url: str, bodies: Mapping[ResourceName, bytes], previous: Resources) -> Resources:
+    before = previous.by_name
+    news = {
+        name: Resource(type_url, name, body)
+        for name, body in bodies.items()
+        if before[name].body != body
+    }
+    if not news:
+        return previous
+    named = {**before, **news}
+    return Resources(version_of(named.values()), named)
 
 
 def _resources(

@@ -77,6 +77,9 @@ class Memory:
     calm_steps: int = 0
 
 
+UNKNOWN, NEW = Observation(), Memory()
+
+
 @dataclass(frozen=True, slots=True)
 class State:
     """One pool's controller. `echo` flips to have unchanged shares pushed once more (below)."""
@@ -110,7 +113,7 @@ def step(
     members = [endpoint for endpoint in pool.endpoints if endpoint.ready]
     memory = {}
     for each in members:
-        before, seen = state.memory.get(each.id, Memory()), observations.get(each.id, Observation())
+        before, seen = state.memory.get(each.id, NEW), observations.get(each.id, UNKNOWN)
         memory[each.id] = _remember(before, each, seen, policy, now, elapsed)
     memory = _control(memory, elapsed, policy)
     serving = [

@@ -6,14 +6,19 @@ not cross. Instants do not cross either, as the two ends have clocks of their ow
 old it was when it was written, and is given an instant again in the reader's clock. The time on
 the wire is not in that age, so a load looks that much younger than it is.
 
+A pool's loads are told again whenever one of them is new, twenty times a second where there are
+many. So a load is written once (`write_load`) and stands in every PoolLoad from then on, as bytes
+with a gap for its age.
+
 `None` means *not known* on both sides: numbers that may be missing have presence in the message,
 except where 0 cannot be a value (`max_adapters`, `block_size`, `blocks`). The prefix counters of
 a `Load` feed the weigher and stay behind.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeVar
+from struct import Struct
+from typing import NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError
 
@@ -32,6 +37,7 @@ from xds.pool import (
 from xds.proto.weir.v1 import pool_pb2
 
 UINT32_MAX = 2**32 - 1
+DOUBLE = Struct("<d")  # as protobuf writes one
 
 MessageT = TypeVar("MessageT", pool_pb2.Pool, pool_pb2.PoolLoad)
 
@@ -152,21 +158,47 @@ def decode_pool(body: bytes) -> PoolView:
     )
 
 
+class WrittenLoad(NamedTuple):
+    """An endpoint's part of its pool's PoolLoad."""
+
+    frame: bytes
+    at: float | None = None  # of the load; None where none is known
+    gap: int = 0  # where in the frame the load's age goes
+
+
 def encode_loads(
     name: PoolName, observations: Mapping[EndpointId, Observation], now: float
 ) -> bytes:
     """The `weir.v1.PoolLoad` of a pool; `now` is in the clock of the loads' `at`."""
-    message = pool_pb2.PoolLoad(name=name)
-    for endpoint in sorted(observations):
-        seen = observations[endpoint]
-        item = message.loads.add(
-            endpoint=endpoint,
-            refused=seen.reachability is Reachability.REFUSED,
-            silent=seen.reachability is Reachability.SILENT,
-        )
-        if seen.load is not None:
-            _write_load(item, seen.load, now)
-    return message.SerializeToString(deterministic=True)
+    written = (write_load(endpoint, seen) for endpoint, seen in sorted(observations.items()))
+    return join_loads(name, written, now)
+
+
+def write_load(endpoint: EndpointId, seen: Observation) -> WrittenLoad:
+    item = pool_pb2.EndpointLoad(
+        endpoint=endpoint,
+        refused=seen.reachability is Reachability.REFUSED,
+        silent=seen.reachability is Reachability.SILENT,
+    )
+    if seen.load is not None:
+        _write_load(item, seen.load)
+    frame = pool_pb2.PoolLoad(loads=[item]).SerializeToString(deterministic=True)
+    if seen.load is None:
+        return WrittenLoad(frame)
+    # Fields come in the order of their numbers: the endpoint, then the age with a tag of one byte.
+    named = pool_pb2.EndpointLoad(endpoint=endpoint).ByteSize()
+    return WrittenLoad(frame, seen.load.at, len(frame) - item.ByteSize() + named + 1)
+
+
+def join_loads(name: PoolName, written: Iterable[WrittenLoad], now: float) -> bytes:
+    """The `weir.v1.PoolLoad` of loads in the order of their endpoints."""
+    body = bytearray(pool_pb2.PoolLoad(name=name).SerializeToString(deterministic=True))
+    for frame, at, gap in written:
+        begin = len(body)
+        body += frame
+        if at is not None:
+            DOUBLE.pack_into(body, begin + gap, max(0.0, now - at))
+    return bytes(body)
 
 
 def decode_loads(body: bytes, received_at: float) -> dict[EndpointId, Observation]:
@@ -183,8 +215,8 @@ def decode_loads(body: bytes, received_at: float) -> dict[EndpointId, Observatio
     }
 
 
-def _write_load(item: pool_pb2.EndpointLoad, load: Load, now: float) -> None:
-    item.age_seconds = max(0.0, now - load.at)
+def _write_load(item: pool_pb2.EndpointLoad, load: Load) -> None:
+    item.age_seconds = 0.0  # written when the pool's loads are
     if load.waiting is not None:
         item.waiting = _uint32(load.waiting)
     if load.running is not None:

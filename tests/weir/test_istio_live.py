@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.xds.apiserver import ApiServer, kubeconfig
+from weir.bench.apiserver import ApiServer, kubeconfig
 from weir.istio.source import LIVE
 
 ISTIOD = Path(__file__).parents[2] / "integration" / "istiod"

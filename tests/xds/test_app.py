@@ -8,9 +8,9 @@ import grpc.aio
 import pytest
 
 from tests.certificates import Authority
-from tests.xds.apiserver import ApiServer, kubeconfig
 from tests.xds.talk import ack, ask, delta, ended, read
 from weir.bench import manifests
+from weir.bench.apiserver import ApiServer, kubeconfig
 from weir.ports import free
 from xds.app import ServeOptions, serve
 from xds.security import Security

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.xds.apiserver import ApiServer, kubeconfig
 from tests.xds.talk import until
+from weir.bench.apiserver import ApiServer, kubeconfig
 from xds.manifests import Pod
 from xds.operators import Subject
 from xds.sources import kinds

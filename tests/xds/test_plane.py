@@ -10,7 +10,7 @@ from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 from xds import wire
 from xds.assignment import cluster_load_assignment
 from xds.court import Verdict
-from xds.plane import Plane
+from xds.plane import OFFERS, Plane
 from xds.pool import (
     Affinity,
     Body,
@@ -242,6 +242,21 @@ def test_weights_that_nobody_remembers_go_back_to_equal_ones():
     loaded(made, 50, 1.0)
     made.roll_back(verdict(TypeUrl.ENDPOINT, "never seen"))
     assert set(weights_in(made.snapshot(22.0)).values()) == {100}
+
+
+def test_weights_that_came_back_are_remembered_for_as_long_as_new_ones():
+    made = Plane(STANDALONE)
+
+    def offered(speed):
+        made.configure({"d/p": Pool("d/p", (member(1, speed=speed), member(2)))}, 0.0)
+        return made.snapshot(0.0).get(TypeUrl.ENDPOINT, "d/p").version
+
+    accepted = offered(2.0)
+    assert len({offered(3.0 + number) for number in range(OFFERS - 1)}) == OFFERS - 1
+    assert offered(2.0) == accepted
+    offered(99.0)
+    made.roll_back(verdict(TypeUrl.ENDPOINT, accepted))
+    assert weights_in(made.snapshot(1.0)) == {"10.0.0.1": 200, "10.0.0.2": 100}
 
 
 def test_a_policy_on_trial_is_in_the_trials_snapshot_only():

@@ -1,4 +1,6 @@
 from envoy_data_plane.envoy.service.discovery import v3 as independent
+from hypothesis import given
+from hypothesis import strategies as st
 
 from xds.discovery import Response
 from xds.proto.envoy.service.discovery.v3 import discovery_pb2
@@ -14,6 +16,30 @@ def test_what_did_not_change_is_the_same_object():
     assert second.types[CLUSTER] is first.types[CLUSTER]
     assert list(second.changed(first)) == [ENDPOINT]
     assert Snapshot.of({ENDPOINT: {"a": b"1", "b": b"2"}, CLUSTER: {"c": b"1"}}, second) is second
+
+
+bodies = st.dictionaries(
+    st.sampled_from([ENDPOINT, CLUSTER]),
+    st.dictionaries(st.sampled_from("abc"), st.sampled_from([b"", b"1", b"2"])),
+)
+
+
+@given(bodies, bodies)
+def test_an_updated_snapshot_is_what_all_bodies_together_make(first, more):
+    before = Snapshot.of(first, owners={"a": "ns/p"})
+    changes = {
+        type_url: {name: body for name, body in named.items() if name in first[type_url]}
+        for type_url, named in more.items()
+        if type_url in first
+    }
+    whole = {type_url: named | changes.get(type_url, {}) for type_url, named in first.items()}
+    after, naive = before.updated(changes), Snapshot.of(whole, before, before.owners)
+    assert after == naive
+    assert after.owners == naive.owners
+    assert after.changed(before) == naive.changed(before)
+    assert (after is before) == (naive is before)
+    for type_url, named in first.items():
+        assert list(after.types[type_url].by_name) == list(named)
 
 
 def test_replicas_agree_on_versions_and_any_change_makes_another():

@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from tests.xds.apiserver import ApiServer, kubeconfig
+from weir.bench.apiserver import ApiServer, kubeconfig
 from xds.access import Identity
 from xds.sources import tokens
 from xds.sources.connection import Cluster, Connection

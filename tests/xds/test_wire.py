@@ -57,6 +57,37 @@ def test_loads_arrive_as_they_were_sent_in_the_readers_clock(sent, age):
         assert load.output_tokens == seen.load.output_tokens
 
 
+def written_whole(name, seen, now):
+    """A PoolLoad as protobuf writes it, in one piece."""
+    items = []
+    for endpoint, each in sorted(seen.items()):
+        flags = {"refused": each.reachability is REFUSED, "silent": each.reachability is SILENT}
+        item = pool_pb2.EndpointLoad(endpoint=endpoint, **flags)
+        if (load := each.load) is not None:
+            item.age_seconds = max(0.0, now - load.at)
+            for field in ("waiting", "running", "kv_cache_usage"):
+                if getattr(load, field) is not None:
+                    setattr(item, field, getattr(load, field))
+            for field in ("decode_step_seconds", "output_tokens"):
+                if getattr(load, field) is not None:
+                    setattr(item, field, getattr(load, field))
+            item.adapters.extend(sorted(load.adapters))
+            for field in ("max_adapters", "block_size", "blocks"):
+                setattr(item, field, getattr(load, field) or 0)
+        items.append(item)
+    return pool_pb2.PoolLoad(name=name, loads=items).SerializeToString(deterministic=True)
+
+
+names = st.text(min_size=1, max_size=5) | st.integers(1, 3).map(lambda n: "x" * 100 * n)
+
+
+@given(names, st.dictionaries(names, observations), st.floats(0, 2000), st.floats(0, 2000))
+def test_loads_written_once_are_the_bytes_of_a_whole_message_at_any_time(name, seen, one, other):
+    written = [wire.write_load(endpoint, seen[endpoint]) for endpoint in sorted(seen)]
+    for now in (one, other):
+        assert wire.join_loads(name, written, now) == written_whole(name, seen, now)
+
+
 def test_a_pool_crosses_without_what_a_picker_has_no_use_for():
     members = (
         Endpoint("10.0.0.1:80", "ns/a", "10.0.0.1", 80, speed=2.0),

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 
+from weir.bench import control_plane as control_planes
 from weir.bench import filter as digest_filter
 from weir.bench import freshness
 from weir.bench import picker as pickers
@@ -151,6 +152,53 @@ def xds(json_path: Path | None) -> None:
     _finish(table, figures, json_path, notes, all_met=pushes.all_met(rows, build))
 
 
+@bench.command("control-plane")
+@click.option("--pods", default=1_000, show_default=True)
+@click.option("--pools", default=50, show_default=True)
+@click.option("--interval", default="1s", show_default=True, help="Of scrapes.")
+@click.option("--seconds", default=20.0, show_default=True, help="Of each of three windows.")
+@JSON
+def control_plane(
+    pods: int, pools: int, interval: str, seconds: float, json_path: Path | None
+) -> None:
+    """CPU, memory and start of `weir serve` in a cluster of 1,000 Pods that it asks once a second.
+
+    The API server, the model servers, 50 proxies and a picker are played by two other processes.
+    Bars stand for the usual size.
+    """
+    size = control_planes.Size(
+        pods, pools, interval, settle_seconds=seconds * 0.75, window_seconds=seconds
+    )
+    figures = _measured(control_planes.measure(size))
+    bars = Table(
+        title=f"weir serve, {pods} Pods in {pools} pools, each asked every {interval}",
+        title_justify="left",
+    )
+    for name in ("", "value", "bar", ""):
+        bars.add_column(name, justify="right" if name else "left")
+    for bar in figures.bars:
+        bars.add_row(bar.name, f"{bar.value:.2f}", f"{bar.limit:g}", "met" if bar.met else "missed")
+    parts = Table(title="Whose CPU it is, of a sampled run", title_justify="left")
+    for name in ("part", "core", "share", "ms a scrape", "core while Pods are replaced"):
+        parts.add_column(name, justify="left" if name == "part" else "right")
+    for row in figures.parts:
+        parts.add_row(
+            row.name,
+            f"{row.cores:.3f}",
+            f"{row.share:.0%}",
+            f"{row.ms_a_scrape:.3f}",
+            f"{row.replacing:.3f}",
+        )
+    document = asdict(figures) | {
+        "cores": figures.cores,
+        "bars": [{**asdict(bar), "met": bar.met} for bar in figures.bars],
+        "parts": [asdict(row) for row in figures.parts],
+    }
+    all_met = all(bar.met for bar in figures.bars)
+    shown = Group(bars, parts)
+    _finish(shown, document, json_path, control_planes.notes(figures), all_met=all_met)
+
+
 def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
     console = Console(stderr=True)
     with (
@@ -168,7 +216,12 @@ def _measured(measure: Callable[[Path, Callable[[str], None]], Any]) -> Any:
 
 
 def _finish(
-    table: Table, figures: Any, json_path: Path | None, notes: Sequence[str] = (), *, all_met: bool
+    table: RenderableType,
+    figures: Any,
+    json_path: Path | None,
+    notes: Sequence[str] = (),
+    *,
+    all_met: bool,
 ) -> None:
     console = Console(width=None if Console().is_terminal else 140)
     console.print(f"machine: {machine.describe()}")

@@ -6,16 +6,15 @@ share the machine's cores, so times to the last ACK are theirs as much as the se
 is the ratio.
 """
 
-import asyncio
-import json
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from weir.bench.helper import Helper, helping
 from weir.bench.picker import python
 from xds.assignment import cluster_load_assignment
 from xds.pool import Endpoint, Share
@@ -83,40 +82,24 @@ class Row:
         )
 
 
-class _Server:
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        self.port = 0
-        self.rss = 0
-
-    async def ask(self, line: str) -> Any:
-        if self._process.stdin is None or self._process.stdout is None:
-            raise RuntimeError("started without pipes")
-        self._process.stdin.write(f"{line}\n".encode())
-        return await self.answer()
-
-    async def answer(self) -> Any:
-        if self._process.stdout is None:
-            raise RuntimeError("started without pipes")
-        async with asyncio.timeout(120):
-            return json.loads(await self._process.stdout.readline())
-
-
-async def measure(_: Path, say: Callable[[str], None]) -> list[Row]:
+async def measure(directory: Path, say: Callable[[str], None]) -> list[Row]:
     """Both shapes of clients, both kinds of change; about two minutes."""
     rows = []
     for together in (100, 1):
         say(f"{STREAMS} streams, {together} a connection: connecting")
-        rows += await _measure(together, say)
+        rows += await _measure(directory, together, say)
     return rows
 
 
-async def _measure(together: int, say: Callable[[str], None]) -> list[Row]:
+async def _measure(directory: Path, together: int, say: Callable[[str], None]) -> list[Row]:
     rows = [Row(together, "all", STREAMS), Row(together, "one", STREAMS // POOLS)]
-    async with _served("ours", together) as ours, _served("bare", together) as bare:
-        sides = ((ours, "ours"), (bare, "bare"))
-        for server, name in sides:
-            grown = (await server.ask(f"expect {STREAMS}"))["rss"] - server.rss
+    async with AsyncExitStack() as parts:
+        sides = []
+        for name in ("ours", "bare"):
+            served = _served(directory / f"{name}.log", name, together)
+            server, before = await parts.enter_async_context(served)
+            sides.append((server, name))
+            grown = (await server.ask(f"expect {STREAMS}"))["rss"] - before
             for row in rows:
                 getattr(row, name).rss_kib = grown / 1024 / STREAMS
         for row in rows:
@@ -138,26 +121,15 @@ def _book(side: Side, answer: dict[str, Any], streams: int) -> None:
 
 
 @asynccontextmanager
-async def _served(which: str, together: int) -> AsyncIterator[_Server]:
-    pipe = asyncio.subprocess.PIPE
-    command = python("weir.bench.xds_server", which, str(POOLS), str(ENDPOINTS))
-    # A line of 2,000 times to the ACK is longer than asyncio's reader takes by default.
-    process = await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe, limit=1 << 20)
-    server = _Server(process)
-    clients = None
-    try:
+async def _served(log: Path, which: str, together: int) -> AsyncIterator[tuple[Helper, int]]:
+    """A server whose clients are on their way, and how much memory it had without."""
+    async with helping(python("weir.bench.xds_server", which, str(POOLS), str(ENDPOINTS)), log) as (
+        server
+    ):
         hello = await server.answer()
-        server.port, server.rss = hello["port"], hello["rss"]
-        numbers = map(str, (server.port, STREAMS, together, POOLS))
-        clients = await asyncio.create_subprocess_exec(
-            *python("weir.bench.xds_clients", *numbers), stdin=pipe
-        )
-        yield server
-    finally:
-        for child in (clients, process):
-            if child is not None:
-                child.terminate()
-                await child.wait()
+        numbers = map(str, (hello["port"], STREAMS, together, POOLS))
+        async with helping(python("weir.bench.xds_clients", *numbers), log):
+            yield server, hello["rss"]
 
 
 def build_ms(endpoints: int = 5_000) -> float:

@@ -7,6 +7,7 @@ Stream n subscribes to pool n modulo POOLS. Runs until stdin is closed.
 
 import asyncio
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import grpc.aio
@@ -19,7 +20,10 @@ METHOD = "/envoy.service.endpoint.v3.EndpointDiscoveryService/DeltaEndpoints"
 OPTIONS = [("grpc.use_local_subchannel_pool", 1)]
 
 
-async def follow(channel: grpc.aio.Channel, pool: str) -> None:
+async def follow(
+    channel: grpc.aio.Channel, pool: str, came: Callable[[], object] = lambda: None
+) -> None:
+    """ACK an assignment for ever; `came` is called for every response."""
     call = channel.stream_stream(
         METHOD,
         request_serializer=discovery_pb2.DeltaDiscoveryRequest.SerializeToString,
@@ -34,6 +38,7 @@ async def follow(channel: grpc.aio.Channel, pool: str) -> None:
         response: Any = await call.read()
         if response is grpc.aio.EOF:
             return
+        came()
         await call.write(
             discovery_pb2.DeltaDiscoveryRequest(
                 type_url=TypeUrl.ENDPOINT, response_nonce=response.nonce
