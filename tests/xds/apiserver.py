@@ -4,6 +4,10 @@ For what `kmock` cannot be asked: its lists have no real version and no pages, i
 with everything and never end, and it cannot go away and come back. Objects live in a store of this
 process; the server in front of it can be stopped and started on the same port, and the store moves
 on meanwhile.
+
+Written are single objects: created, merged, applied on the server's side, replaced, deleted, with
+versions as conditions. As the real one does with custom resources, lists are taken as a whole, what
+a manager no longer applies goes, and what nothing is changed by makes no new version.
 """
 
 import asyncio
@@ -16,6 +20,10 @@ from aiohttp import web
 from weir.ports import free
 
 
+class _Refusal(Exception):
+    """A status, and why."""
+
+
 class Store:
     """Objects by collection, and a history of what happened to them."""
 
@@ -25,6 +33,18 @@ class Store:
         self.history = []  # (revision, type, collection, object)
         self.compacted = 0  # revisions up to this one are forgotten
         self.moved = asyncio.Event()
+        self._applied = {}  # what a manager applied last, by object
+
+    def apply(self, key, item, manager):
+        """The object as it is now; what the manager applied before and does not now is gone."""
+        there = _copy(self.objects.get(key, {}))
+        _remove(there, self._applied.get((key, manager), {}), item)
+        _merge(there, _copy(item))
+        there["metadata"].setdefault("uid", f"uid-{self.revision}")
+        self._applied[key, manager] = item
+        if there != self.objects.get(key):
+            self.put(key[0], there)
+        return self.objects[key]
 
     def put(self, collection, item):
         meta = item["metadata"]
@@ -34,6 +54,9 @@ class Store:
 
     def delete(self, collection, name, namespace="default"):
         item = self.objects.pop((collection, namespace, name))
+        self._applied = {
+            k: each for k, each in self._applied.items() if k[0][1:] != (namespace, name)
+        }
         self._happen("DELETED", collection, item)
 
     def compact(self):
@@ -43,7 +66,7 @@ class Store:
     def _happen(self, kind, collection, item):
         self.revision += 1
         item["metadata"]["resourceVersion"] = str(self.revision)
-        self.history.append((self.revision, kind, collection, json.loads(json.dumps(item))))
+        self.history.append((self.revision, kind, collection, _copy(item)))
         self.wake()
 
     def wake(self):
@@ -61,6 +84,8 @@ class ApiServer:
         self.page = page  # at most so many objects, whatever is asked for
         self.port = free()
         self.requests = []
+        self.writes = []  # method and path
+        self.refuse = lambda method, path: None  # a status instead of a write
         self.reviews = None  # answers TokenReviews
         self._snapshots = {}
         self._tokens = itertools.count()
@@ -74,6 +99,8 @@ class ApiServer:
         app = web.Application()
         app.router.add_get("/{path:.*}", self._get)
         app.router.add_post("/apis/authentication.k8s.io/v1/tokenreviews", self._review)
+        for method in ("POST", "PUT", "PATCH", "DELETE"):
+            app.router.add_route(method, "/{path:.*}", self._write)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
@@ -93,12 +120,15 @@ class ApiServer:
     async def _get(self, request):
         path, query = request.path, dict(request.query)
         self.requests.append((path, query))
-        group, namespace, plural = _parse(path)
-        collection = f"{plural}.{group}"
+        collection, namespace, name = _parse(path)
+        plural = collection.partition(".")[0]
         if collection in self.forbidden:
             return _status(403, f"{plural} is forbidden: User cannot list resource")
         if collection not in self.collections:
             return _status(404, "the server could not find the requested resource")
+        if name:
+            found = self.store.objects.get((collection, namespace, name))
+            return web.json_response(found) if found else _status(404, "not found")
         if "watch" in query:
             return await self._watch(request, collection, namespace)
         return self._list(collection, namespace, query)
@@ -147,6 +177,48 @@ class ApiServer:
                 break
         return response
 
+    async def _write(self, request):
+        method, path = request.method, request.path
+        self.writes.append((method, path))
+        refusal = self.refuse(method, path)
+        if refusal is not None:
+            return _status(refusal, "no: somebody said so")
+        try:
+            status, answer = self._change(method, path, await request.json(), request)
+            return web.json_response(answer, status=status)
+        except _Refusal as error:
+            return _status(*error.args)
+
+    def _change(self, method, path, body, request):
+        collection, namespace, name = _parse(path)
+        if collection not in self.collections:
+            raise _Refusal(404, "the server could not find the requested resource")
+        key = collection, namespace, name or body["metadata"]["name"]
+        there = self.store.objects.get(key)
+        if method == "PATCH" and request.content_type == "application/apply-patch+yaml":
+            assert request.query["force"] == "true"
+            made = self.store.apply(key, body, request.query["fieldManager"])
+            return (200 if there else 201), made
+        if method == "POST":
+            if there is not None:
+                raise _Refusal(409, "already exists")
+            self.store.put(collection, body)
+            return 201, body
+        if there is None:
+            raise _Refusal(404, "not found")
+        conditions = body.get("preconditions", body.get("metadata", {}))
+        for part in ("uid", "resourceVersion"):
+            if part in conditions and conditions[part] != there["metadata"].get(part):
+                raise _Refusal(409, f"{part} is {there['metadata'].get(part)}")
+        if method == "DELETE":
+            self.store.delete(collection, name, namespace)
+            return 200, {"kind": "Status", "code": 200}
+        if method == "PATCH":
+            assert request.content_type == "application/merge-patch+json"
+            body = _merge(_copy(there), body)
+        self.store.put(collection, body)
+        return 200, body
+
     async def _review(self, request):
         spec = (await request.json())["spec"]
         self.requests.append((request.path, spec))
@@ -159,10 +231,38 @@ class ApiServer:
 
 
 def _parse(path):
-    """Group, namespace and plural of a collection's path."""
+    """Of an object or a collection: the collection, the namespace, the name."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    return (group, rest[1], rest[2]) if len(rest) > 2 else (group, "", rest[0])
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        _, namespace, *rest = rest
+    plural, name, *_ = [*rest, ""]
+    return f"{plural}.{group}", namespace, name
+
+
+def _copy(item):
+    return json.loads(json.dumps(item))
+
+
+def _merge(there, new):
+    """Maps into maps; all else as a whole, and null takes away."""
+    for key, value in new.items():
+        if isinstance(value, dict) and isinstance(there.get(key), dict):
+            _merge(there[key], value)
+        elif value is None:
+            there.pop(key, None)
+        else:
+            there[key] = value
+    return there
+
+
+def _remove(there, before, now):
+    for key, value in before.items():
+        if key not in now:
+            there.pop(key, None)
+        elif isinstance(value, dict) and isinstance(now[key], dict):
+            _remove(there.get(key, {}), value, now[key])
 
 
 def _line(kind, item):

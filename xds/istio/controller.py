@@ -139,7 +139,7 @@ def _advance(
     keys = {key for step in wanted.steps for key in _keys(step)}
     first = wanted.probe or wanted.steps[0]
     for number, step in enumerate(wanted.steps, 1):
-        news = [item for item in step if not is_there(item, present)]
+        news = [item for item in step if not _is_there(item, present)]
         ask = wanted.asks.get(number, "")
         if not news and not ask:
             continue
@@ -209,7 +209,7 @@ def _keys(items: Iterable[Object]) -> set[Key]:
     return {key_of(item) for item in items}
 
 
-def is_there(item: Object, present: Mapping[Key, Object]) -> bool:
+def _is_there(item: Object, present: Mapping[Key, Object]) -> bool:
     """Is the object as we would apply it? What others add to its metadata does not count."""
     known = present.get(key_of(item))
     return (
