@@ -9,12 +9,21 @@ import yaml
 from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
-from tests.xds.apiserver import ApiServer, kubeconfig
-from tests.xds.istio.wired import GATEWAY, HAVE, SHADOW, XDS, pool, route, to
+from tests.xds.apiserver import kubeconfig
+from tests.xds.istio.wired import HAVE, SHADOW, XDS, pool
+from tests.xds.operators_cluster import (
+    FILTERS,
+    NAME,
+    POD,
+    STEPS,
+    Api,
+    acknowledged,
+    gateway,
+    serving,
+)
 from tests.xds.talk import until
 from weir.ports import free
 from xds.istio.keeping import KEPT_BY
-from xds.istio.replicas import GATEWAY_NAME
 from xds.istio.shapes.wiring import Shape, Version
 from xds.keeper import Keeper, KeeperOptions
 from xds.peers import PATH
@@ -24,57 +33,10 @@ from xds.sources.connection import Cluster, Connection
 from xds.sources.kubernetes import KubernetesSource, Watching
 from xds.status import reporting
 
-KINDS = {kind.name: kind for kind in (*reversed(kinds.ALWAYS), *kinds.ISTIO)}
-FILTERS = f"{kinds.ENVOY_FILTER.plural}.{kinds.ENVOY_FILTER.group}"
-NAME = "weir.inference-gateway.ns.llm-pool"
-STEPS = [NAME, "weir.inference-gateway", f"{NAME}.routes"]
-PROXY = "ns/gw-0"
-POD = {
-    "metadata": {
-        "name": "gw-0",
-        "namespace": "ns",
-        "labels": {GATEWAY_NAME: "inference-gateway"},
-    },
-    "status": {"phase": "Running", "conditions": [{"type": "Ready", "status": "True"}]},
-}
-
 
 class Impatient(random.Random):
     def uniform(self, low, high):
         return min(0.05, super().uniform(low, high))
-
-
-class Api(ApiServer):
-    """With what an operator has."""
-
-    def __init__(self, *documents):
-        every = (*kinds.ALWAYS, *kinds.ISTIO)
-        super().__init__(f"{kind.plural}.{kind.group}" for kind in every)
-        self.put(*documents)
-        self.store.put("pods.", POD)
-
-    def put(self, *documents):
-        for text in documents:
-            for each in yaml.safe_load_all(text):
-                kind = KINDS[each["kind"]]
-                self.store.put(f"{kind.plural}.{kind.group}", each)
-
-    def filters(self):
-        """In the order in which they came."""
-        found = [each for key, each in self.store.objects.items() if key[0] == FILTERS]
-        return [each["metadata"]["name"] for each in found]
-
-    def filter(self, name):
-        return self.store.objects[FILTERS, "ns", name]
-
-
-@asynccontextmanager
-async def serving(api):
-    await api.start()
-    try:
-        yield api
-    finally:
-        await api.stop()
 
 
 @asynccontextmanager
@@ -104,14 +66,6 @@ async def keeping(api, tmp_path, *, seen=None, **options):
                 task.cancel()
     finally:
         await connection.close()
-
-
-def acknowledged():
-    return {PROXY: frozenset({SHADOW})}
-
-
-def gateway(**annotations):
-    return (pool(**annotations), GATEWAY, route(to("llm-pool")))
 
 
 def says(keeper):
