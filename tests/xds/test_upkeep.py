@@ -1,26 +1,11 @@
 """What the control plane as a program writes into a cluster."""
 
-import asyncio
-from contextlib import asynccontextmanager
-
-import aiohttp
-import grpc.aio
-
 from tests.xds.apiserver import kubeconfig
-from tests.xds.istio.wired import SHADOW, XDS
-from tests.xds.operators_cluster import STEPS, Api, gateway, serving
-from tests.xds.talk import EDS, ack, ask, delta, read, until
-from weir.ports import free
-from xds.app import ServeOptions, serve
-from xds.istio.shapes.wiring import Version
-from xds.keeper import KeeperOptions
-from xds.operators import CONTROLLER, Service
-from xds.snapshot import TypeUrl
-from xds.sources.connection import Cluster
-from xds.sources.kubernetes import Watching
-from xds.standalone import Standalone
+from tests.xds.istio.wired import SHADOW
+from tests.xds.operators_cluster import STEPS, Api, acknowledge, control_plane, gateway, serving
+from tests.xds.talk import until
+from xds.operators import CONTROLLER
 
-NODE = "router~10.0.0.1~gw-0.ns~ns.svc.cluster.local"
 POOLS, EVENTS = "inferencepools.inference.networking.k8s.io", "events."
 PLACE = 'gateway="ns/inference-gateway",pool="ns/llm-pool"'
 
@@ -46,35 +31,6 @@ class Told(Api):
         }
 
 
-@asynccontextmanager
-async def running(api, tmp_path, *, manage=True):
-    """`weir serve` beside the cluster: its xDS channel, and its HTTP."""
-    xds, status = free(), free()
-    keeper = KeeperOptions(
-        XDS, "weir-0", (), Version(1, 32), settle_seconds=0.3, round_seconds=0.1, patience_seconds=1
-    )
-    options = ServeOptions(
-        Watching(),
-        f"127.0.0.1:{xds}",
-        f"127.0.0.1:{status}",
-        Standalone(listen="127.0.0.1:1", picker="127.0.0.1:2"),
-        istio_domain="cluster.local",
-        cluster=Cluster(kubeconfig(tmp_path / "kubeconfig", api.url)),
-        service=Service("weir", "weir-xds"),
-        keeper=keeper if manage else None,
-    )
-    stopping = asyncio.Event()
-    async with (
-        asyncio.TaskGroup() as tasks,
-        grpc.aio.insecure_channel(f"127.0.0.1:{xds}") as channel,
-        aiohttp.ClientSession(f"http://127.0.0.1:{status}") as http,
-    ):
-        tasks.create_task(serve(options, stopping))
-        await channel.channel_ready()
-        yield channel, http
-        stopping.set()
-
-
 async def get(http, path):
     async with http.get(path) as response:
         return await (response.text() if path == "/metrics" else response.json())
@@ -83,7 +39,7 @@ async def get(http, path):
 async def test_a_pool_that_asks_is_wired_once_its_proxy_has_the_assignment(tmp_path):
     async with (
         serving(Told(*gateway(shape="auto"))) as api,
-        running(api, tmp_path) as (channel, http),
+        control_plane(kubeconfig(tmp_path / "kubeconfig", api.url)) as (channel, http),
     ):
         await until(lambda: api.conditions().get("weir.dev/Wired") == ("False", "NotWired"))
         await until(lambda: [each["reason"] for each in api.events()].count("NotWired") == 1)
@@ -92,9 +48,7 @@ async def test_a_pool_that_asks_is_wired_once_its_proxy_has_the_assignment(tmp_p
         assert f"weir_wiring_done{{{PLACE}}} 0.0" in await get(http, "/metrics")
         assert (await get(http, "/status"))["faults"][-1]["reason"] == "NotWired"
 
-        call = delta(channel, f"{EDS}/DeltaEndpoints")
-        await call.write(ask(TypeUrl.ENDPOINT.value, SHADOW, node=NODE))
-        await call.write(ack(await read(call)))
+        stream = await acknowledge(channel)
         await until(lambda: api.filters() == STEPS)
         assert (await get(http, "/acknowledged")) == {
             "replica": "weir-0",
@@ -112,12 +66,13 @@ async def test_a_pool_that_asks_is_wired_once_its_proxy_has_the_assignment(tmp_p
         api.put(*gateway())
         await until(lambda: api.filters() == [])
         await until(lambda: "weir.dev/Wired" not in api.conditions())
+        stream.cancel()
 
 
 async def test_without_the_flag_a_pool_that_asks_is_told_that_nobody_listens(tmp_path):
     async with (
         serving(Told(*gateway(shape="auto"))) as api,
-        running(api, tmp_path, manage=False) as (_, http),
+        control_plane(kubeconfig(tmp_path / "kubeconfig", api.url), manage=False) as (_, http),
     ):
         await until(lambda: "weir.dev/AnnotationsInEffect" in api.conditions())
         assert api.conditions() == {

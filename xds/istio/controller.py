@@ -7,10 +7,11 @@ assignment on a stream of its own.
     probe ─► step 1 ─► … ─► step n      each but the first when every proxy has acknowledged
     step n ─► … ─► step 1               on removal, each when it has been the last for a while
 
-A shape whose first step touches what requests meet has a probe before it: a cluster that nobody
-routes to and that takes its endpoints from us. Where no proxy reaches us, nothing else is ever
-applied. What is there stays while we cannot tell: proxies that come or reconnect, a control plane
-that has just started, a pool whose route is ambiguous for the moment.
+Where a first step touches what requests meet there is a probe before it: a cluster that nobody
+routes to and that takes its endpoints from us; it may be one that the step has too. Where no proxy
+reaches us, nothing else is ever applied. What is there stays while we cannot tell: proxies that
+come or reconnect, a control plane that has just started, a pool whose route is ambiguous for the
+moment.
 
 What a step needs of the operator, an HTTPRoute or a Service, is asked for when its turn has come,
 and is never ours to apply or remove.

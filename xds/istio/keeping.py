@@ -18,6 +18,9 @@ Where a pool's wiring cannot be told, what is there stays, and the reason is sai
 A pool that gets another shape loses the old one first: both may name objects alike, and a step of
 the new would take away what a later step of the old relies on.
 
+Until every proxy has proven that it has Weir's assignments nothing comes but clusters that nobody
+routes to: a probe, or where a shape has a cluster of its own, that.
+
 Services and HTTPRoutes are the operator's. The step that needs one asks for it.
 """
 
@@ -161,9 +164,16 @@ def _wanted(plan: Plan, inventory: Inventory, xds: Host) -> Wanted:
             for step in plan.steps
         ),
         resources=frozenset(plan.assignments),
-        probe=tuple(_labelled(item, xds) for item in probe(plan)),
+        probe=tuple(_labelled(item, xds) for item in probe(plan) or _clusters(plan)),
         asks=dict(_asks(plan, inventory)),
     )
+
+
+def _clusters(plan: Plan) -> Iterator[Object]:
+    """The first step of a shape with a cluster of its own, without what requests meet of it."""
+    for item in plan.steps[0].objects:
+        if all(each["applyTo"] == "CLUSTER" for each in item["spec"]["configPatches"]):
+            yield item
 
 
 def _labelled(item: Object, xds: Host) -> Object:

@@ -116,7 +116,9 @@ def test_what_is_kept_is_what_the_command_prints_with_a_label_that_says_who(shap
         for item in made:
             assert item["metadata"]["labels"].pop(KEPT_BY) == "weir-xds.weir"
         assert list(made) == printed
-    assert bool(wanted.probe) is not shape.own_cluster
+    first = {key_of(item) for item in wanted.steps[0]}
+    assert wanted.probe
+    assert all((key_of(item) in first) is shape.own_cluster for item in wanted.probe)
 
 
 @pytest.mark.parametrize("shape", Shape)
@@ -133,6 +135,26 @@ def test_a_pool_that_asks_is_wired_and_taken_out_again_when_it_asks_no_more(shap
     cluster.until_quiet(gateway=gateway)
     assert cluster.objects == {}
     assert len(cluster.log) == count
+
+
+@pytest.mark.parametrize("shape", Shape)
+def test_nothing_that_a_request_meets_is_applied_where_no_proxy_reaches_weir(shape):
+    gateway = GW if shape.on_gateway else WP
+    cluster = Cluster(*asking(*HAVE[shape]), version=version_for(shape))
+    deaf = {gateway: Proxies(frozenset({"ns/proxy"}))}
+    (report,) = cluster.until_quiet(proxies=deaf)
+    assert "1 of 1 proxies" in report.says
+    assert {each["applyTo"] for it in cluster.objects.values() for each in patches(it)} == {
+        "CLUSTER"
+    }
+    operations = [
+        each["patch"]["operation"] for it in cluster.objects.values() for each in patches(it)
+    ]
+    assert set(operations) == {"ADD"}
+
+
+def patches(item):
+    return item["spec"]["configPatches"]
 
 
 def test_a_pool_that_does_not_ask_is_an_operators_and_so_are_its_envoyfilters():
