@@ -86,7 +86,7 @@ class Keeper:
         self._have: Have | None = None
         self._keeping = Keeping()
         self._decision: Decision | None = None
-        self._paused = START  # why nothing is decided now
+        self._paused, self._paused_at = START, self._clock()  # why nothing is decided now
         self._acting = False
         self._reports: Sequence[Report] = ()
         self._undone: dict[Place, float] = {}  # since when
@@ -110,30 +110,35 @@ class Keeper:
 
     @property
     def problems(self) -> Sequence[Problem]:
-        """What operators are told of by Events: places that are not in place for a while."""
+        """What operators are told of by Events: what is not in place for a while.
+
+        Where nothing is known for certain no replica acts, and each says so of all pools that ask.
+        """
+        late = self._clock() - self._options.patience_seconds
+        if self._paused and self._paused_at <= late:
+            asking = [name for name, pool in self._source.pools.value.items() if pool.policy.shape]
+            return [self._problem(name, "", self._paused) for name in asking]
         if not self._acting:
             return ()
-        known = self._have.inventory.pools if self._have else {}
-        late = self._clock() - self._options.patience_seconds
-        found = []
-        for each in self._reports:
-            if each.done or self._undone.get((each.pool, each.gateway), late + 1) > late:
-                continue
-            namespace, _, name = each.pool.partition("/")
-            pool = known.get(each.pool)
-            found.append(
-                Problem(
-                    "InferencePool",
-                    namespace,
-                    name,
-                    Reason.NOT_WIRED,
-                    f"Gateway {each.gateway}: {each.says}" if each.gateway else each.says,
-                    value=each.gateway,
-                    uid=pool.metadata.uid if pool else "",
-                    api_version=f"{kinds.POOL.group}/{kinds.POOL.version}",
-                )
-            )
-        return found
+        return [
+            self._problem(each.pool, each.gateway, each.says)
+            for each in self._reports
+            if not each.done and self._undone.get((each.pool, each.gateway), late + 1) <= late
+        ]
+
+    def _problem(self, pool: PoolName, gateway: str, says: str) -> Problem:
+        namespace, _, name = pool.partition("/")
+        known = self._have.inventory.pools.get(pool) if self._have else None
+        return Problem(
+            "InferencePool",
+            namespace,
+            name,
+            Reason.NOT_WIRED,
+            f"Gateway {gateway}: {says}" if gateway else says,
+            value=gateway,
+            uid=known.metadata.uid if known else "",
+            api_version=f"{kinds.POOL.group}/{kinds.POOL.version}",
+        )
 
     def status(self) -> dict[str, Any]:
         """For `/status`."""
@@ -215,14 +220,15 @@ class Keeper:
         """What is to be kept, made anew if something changed. Raises `ShapeError`."""
         version = istio_version(self._options.istio_version, self._pods())
         policies = {name: pool.policy for name, pool in self._source.pools.value.items()}
-        looked_at = version, policies, self._source.revision(WIRING)
+        source = self._source
+        unreadable = source.unreadable(WIRING)
+        looked_at = version, policies, source.revision(WIRING), unreadable
         if looked_at == self._looked_at:
             return self._keeping
-        source = self._source
         objects = [*source.objects(kinds.POOL), *source.objects(kinds.SERVICE)]
         documents = {(each.group, each.name): source.documents(each) for each in DOCUMENTS}
         inventory, unread = self._reading.inventory(objects, documents)
-        for (kind, (namespace, name)), why in source.unreadable(WIRING).items():
+        for (kind, (namespace, name)), why in unreadable.items():
             unread.setdefault(namespace, f"{kind} {namespace}/{name}: {why}")
         self._have = Have(inventory, policies, dict(self._kept()), unread)
         istio = Istio(version, self._options.xds.domain)
@@ -253,6 +259,7 @@ class Keeper:
         """Nothing is known for certain; what was not needed before has its time again."""
         if self._paused in ("", START):
             log.warning("wiring is left as it is", reason=why)
+            self._paused_at = self._clock()
         self._paused, self._decision = why, None
         self._lead(acting=False)
 

@@ -287,6 +287,10 @@ async def test_without_the_istio_version_nothing_is_done_and_it_is_said(tmp_path
         keeping(api, tmp_path, seen=acknowledged(), istio_version=None) as keeper,
     ):
         await until(lambda: "--istio-version" in keeper.status()["paused"])
+        await until(lambda: keeper.problems)
+        (problem,) = keeper.problems
+        assert (problem.where, problem.reason) == ("InferencePool ns/llm-pool", Reason.NOT_WIRED)
+        assert "say it with --istio-version" in problem.message
         istiod["labels"]["app.kubernetes.io/version"] = "1.32.1"
         api.store.put("pods.", {"metadata": istiod})
         await until_wired(api)

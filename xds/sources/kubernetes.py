@@ -142,12 +142,13 @@ class KubernetesSource:
         return [each for feed in self.feeds if feed.kind == kind for each in _manifests(feed)]
 
     def unreadable(self, kinds: Iterable[Kind]) -> dict[tuple[str, Key], str]:
-        """Objects whose newest version cannot be read: kind, namespace and name, and why."""
+        """Objects of which no version could be read: kind, namespace and name, and why."""
         return {
             (feed.kind.name, key): why
             for feed in self.feeds
             if feed.kind in kinds
             for key, why in feed.reflector.refused.items()
+            if key not in feed.reflector.objects
         }
 
     def revision(self, kinds: Iterable[Kind]) -> int:
