@@ -28,6 +28,10 @@ OPTIONS = (
         is_flag=True,
         help="Keep the EnvoyFilters of pools with the annotation weir.dev/shape.",
     ),
+    click.option(
+        "--picker-address",
+        help="Our picker's Service, as proxies call it; else each pool's endpointPickerRef.",
+    ),
     click.option("--istio-version", help="Such as 1.32; else as istiod's Pods say."),
     click.option(
         "--peer",
@@ -57,7 +61,8 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
         manage, version = options.pop("manage"), options.pop("istio_version")
         peers, replica = options.pop("peers"), options.pop("replica")
         settle = options.pop("settle_seconds")
-        xds = _own(options.pop("xds_address"))
+        xds = _host("--xds-address", options.pop("xds_address"))
+        picker = options.pop("picker_address")
         keeper = None
         if manage:
             if not options["kubernetes"] or options["istio_domain"] != xds.domain:
@@ -66,10 +71,15 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
                     f"--xds-address ({xds.domain})"
                 )
             keeper = KeeperOptions(
-                xds, replica, tuple(map(_peer, peers)), _version(version), settle
+                xds,
+                replica,
+                tuple(map(_peer, peers)),
+                _version(version),
+                _host("--picker-address", picker) if picker else None,
+                settle,
             )
-        elif version or peers:
-            raise click.UsageError(f"--istio-version and --peer go with {MANAGE}")
+        elif version or peers or picker:
+            raise click.UsageError(f"--istio-version, --picker-address and --peer go with {MANAGE}")
         command(service=Service(xds.namespace, xds.service), keeper=keeper, **options)
 
     for option in reversed(OPTIONS):
@@ -77,9 +87,9 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
     return with_keeper
 
 
-def _own(address: str) -> Host:
+def _host(option: str, address: str) -> Host:
     try:
-        return host("--xds-address", address)
+        return host(option, address)
     except ShapeError as error:
         raise click.UsageError(str(error)) from error
 

@@ -55,12 +55,16 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class KeeperOptions:
-    """`xds` is our own Service as proxies call it, `replica` our Pod's name."""
+    """`xds` is our own Service as proxies call it, `replica` our Pod's name.
+
+    `picker` is asked instead of the one that each pool names: that is one of the pool's namespace.
+    """
 
     xds: Host
     replica: str
     peers: tuple[str, ...] = ()  # HOST:PORT of status ports
     istio_version: Version | None = None  # None: as istiod's Pods say
+    picker: Host | None = None
     settle_seconds: float = SETTLE_SECONDS
     round_seconds: float = ROUND_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
@@ -232,7 +236,7 @@ class Keeper:
             unread.setdefault(namespace, f"{kind} {namespace}/{name}: {why}")
         self._have = Have(inventory, policies, dict(self._kept()), unread)
         istio = Istio(version, self._options.xds.domain)
-        self._keeping = keep(self._have, istio, self._options.xds)
+        self._keeping = keep(self._have, istio, self._options.xds, self._options.picker)
         self._looked_at = looked_at
         return self._keeping
 

@@ -34,7 +34,7 @@ from xds.istio.shapes.inventory import ISTIOD, Inventory, parse_version
 from xds.istio.shapes.manifest import SHAPE
 from xds.istio.shapes.question import Question
 from xds.istio.shapes.removal import refuse_wrong_order, unwirings
-from xds.istio.shapes.wiring import Host, Istio, Plan, Shape, ShapeError, Version
+from xds.istio.shapes.wiring import Host, Istio, Plan, Shape, ShapeError, Version, Wiring
 from xds.manifests import Pod
 from xds.pool import Policy, PoolName
 
@@ -73,8 +73,8 @@ class Keeping:
     notes: Mapping[Place, tuple[str, ...]] = field(default_factory=dict)
 
 
-def keep(have: Have, istio: Istio, xds: Host) -> Keeping:
-    """For the Weir that proxies reach at `xds`."""
+def keep(have: Have, istio: Istio, xds: Host, picker: Host | None = None) -> Keeping:
+    """For the Weir that proxies reach at `xds`; its `picker` is asked instead of each pool's."""
     wanted: list[Wanted] = []
     kept: dict[PoolName, str] = {}
     reports: list[Report] = []
@@ -85,7 +85,7 @@ def keep(have: Have, istio: Istio, xds: Host) -> Keeping:
         if policy.shape is None:
             continue
         try:
-            plans = _plans(have, istio, xds, pool)
+            plans = [build(each) for each in _wirings(have, istio, xds, picker, pool)]
             made = [_wanted(plan, have.inventory, xds) for plan in plans]
             _refuse_others(made, xds, have.present, taken)
         except ShapeError as error:
@@ -139,7 +139,9 @@ def istio_version(said: Version | None, pods: Iterable[Pod]) -> Version:
     )
 
 
-def _plans(have: Have, istio: Istio, xds: Host, pool: PoolName) -> list[Plan]:
+def _wirings(
+    have: Have, istio: Istio, xds: Host, picker: Host | None, pool: PoolName
+) -> list[Wiring]:
     known = have.inventory.pools.get(pool)
     if known is None:
         raise ShapeError(
@@ -150,8 +152,7 @@ def _plans(have: Have, istio: Istio, xds: Host, pool: PoolName) -> list[Plan]:
         raise ShapeError(f"{why}; {HELD}")
     said = have.policies[pool].shape
     shape = None if said in (None, AUTO) else Shape(said)
-    question = Question(known, have.inventory, have.policies, istio, xds, shape=shape)
-    return [build(wiring) for wiring in wirings(question)]
+    return wirings(Question(known, have.inventory, have.policies, istio, xds, picker, shape))
 
 
 def _wanted(plan: Plan, inventory: Inventory, xds: Host) -> Wanted:

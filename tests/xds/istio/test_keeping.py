@@ -315,6 +315,19 @@ def test_a_pool_of_the_older_version_is_not_wired_and_told():
     assert "inference.networking.k8s.io/v1" in keeping.kept[LLM]
 
 
+def test_a_picker_of_ours_is_asked_instead_of_the_one_that_a_pool_names():
+    question = asked(*asking(*HAVE[Shape.WAYPOINT_OWN_CLUSTER]))
+    have, picker = Have(question.inventory, question.policies), Host("weir", "weir-picker", 9002)
+    texts = [
+        json.dumps(keep(have, question.istio, XDS, each).wanted[0].steps) for each in (None, picker)
+    ]
+    assert [f"9002||{name}" in text for name, text in zip(PICKERS, texts, strict=True)] == [1, 1]
+    assert PICKERS[0] not in texts[1]
+
+
+PICKERS = ["llm-epp.ns.svc.cluster.local", "weir-picker.weir.svc.cluster.local"]
+
+
 def test_a_waypoint_with_two_services_of_a_pool_has_both_wired():
     more = SERVICE.replace("name: llm,", "name: chat,")
     cluster = Cluster(*asking(*HAVE[Shape.WAYPOINT_OWN_CLUSTER]), more)

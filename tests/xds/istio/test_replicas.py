@@ -64,7 +64,7 @@ def test_of_those_that_are_able_just_one_acts(several):
 def pod(name, ready="True", gateway="gw"):
     labels = {GATEWAY_NAME: gateway} if gateway else {}
     conditions = [Condition("Ready", ready)] if ready else []
-    return Pod(Metadata(name, "ns", labels=labels), PodStatus(conditions=conditions))
+    return Pod(Metadata(name, "ns", labels=labels), status=PodStatus(conditions=conditions))
 
 
 def test_a_gateways_proxies_are_its_pods_that_are_ready():
