@@ -15,13 +15,14 @@ from tests.manifests import checks
 from tests.manifests.objects import CHART, ROOT
 from weir.cli import main
 from xds import registry
+from xds.istio.keeping import KEPT_BY
 from xds.istio.objects import KINDS
 from xds.istio.shapes.manifest import GATEWAY, POOL, POOLS, SHAPE, STEP
 from xds.istio.shapes.precheck import matrix
 from xds.istio.shapes.versions import TIERS, VERSIONS, Verdict
 from xds.istio.shapes.wiring import Shape
 from xds.manifests import read
-from xds.operators import CONTROLLER, IN_EFFECT
+from xds.operators import CONTROLLER, IN_EFFECT, WIRED
 from xds.security import read_grants
 from xds.tuning import KNOBS, PREFIX
 
@@ -33,7 +34,7 @@ EXAMPLES = ROOT / "docs/examples/istio"
 GUIDE = Document(ROOT / "docs/istio.md")
 WHOLE = [(each, text) for each in DOCUMENTS for _, text in each.blocks]
 PLACEHOLDER = re.compile(r"\$?\{?[A-Z][A-Z/_:]*\}?|…")
-ANNOTATIONS = {GATEWAY, POOL, POOLS, SHAPE, STEP, CONTROLLER, IN_EFFECT}
+ANNOTATIONS = {GATEWAY, POOL, POOLS, SHAPE, STEP, CONTROLLER, IN_EFFECT, WIRED, KEPT_BY}
 ANNOTATIONS |= {f"{PREFIX}{knob.name}" for knob in KNOBS}
 
 
@@ -381,6 +382,6 @@ def test_annotations_and_metrics_that_are_named_exist(document):
         for file in sorted((ROOT / package).rglob("*.py"))
         if "proto" not in file.parts
     )
-    assert set(re.findall(r"\bweir\.dev/[A-Za-z-]+", document.text)) <= ANNOTATIONS
+    assert set(re.findall(r"\bweir\.dev/[A-Za-z-]*[A-Za-z]", document.text)) <= ANNOTATIONS
     metrics = set(re.findall(r"\bweir_[a-z_]+", document.text))
     assert {each for each in metrics if each.removesuffix("_total") not in source} == set()

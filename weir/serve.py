@@ -5,10 +5,13 @@ from pathlib import Path
 
 import click
 
+from weir.keeping import keeping_options
 from weir.mesh import mesh_options
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
 from xds.hbone_tls import MeshCredentials
+from xds.keeper import KeeperOptions
+from xds.operators import Service
 from xds.security import Security, StaticTokens, read_grants
 from xds.sources.connection import Cluster
 from xds.sources.kubernetes import Watching
@@ -68,6 +71,7 @@ FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
     help="Answer for istiod's clusters of each pool too, in this mesh domain (cluster.local).",
 )
 @mesh_options
+@keeping_options
 @click.option("--access-log", help="Where Envoy is told to write a JSON line a request.")
 @click.option(
     "--body-mode",
@@ -105,6 +109,8 @@ def command(  # noqa: PLR0913 - its options
     picker: str,
     istio_domain: str,
     mesh: MeshCredentials | None,
+    service: Service,
+    keeper: KeeperOptions | None,
     access_log: str | None,
     body_mode: str,
     filters: str,
@@ -154,6 +160,8 @@ def command(  # noqa: PLR0913 - its options
         cluster=Cluster(kubeconfig, context),
         audiences=audiences,
         mesh=mesh,
+        service=service,
+        keeper=keeper,
     )
 
     async def main(stopping: asyncio.Event) -> None:

@@ -41,6 +41,8 @@ def status(address: str, *, as_json: bool) -> None:
         console = Console()
         for table in (_source(view["source"]), _pools(view), _clients(view)):
             console.print(table)
+        if view.get("wiring"):
+            console.print(_wiring(view["wiring"]))
         for each in view["source"]["not_in_effect"]:
             console.print(f"not in effect: {escape(each)}")
         for line in _troubles(view):
@@ -160,6 +162,35 @@ def _source(source: Mapping[str, Any]) -> Table:
     return table
 
 
+def _wiring(wiring: Mapping[str, Any]) -> Table:
+    table = Table(title=_who_keeps(wiring), title_justify="left")
+    for name in ("pool", "gateway", "shape", "says", "notes"):
+        table.add_column(name, overflow="fold")
+    for each in wiring["places"]:
+        says = escape(each["says"])
+        table.add_row(
+            each["pool"],
+            each["gateway"] or "-",
+            each["shape"] or "-",
+            f"[green]{says}[/]" if each["done"] else f"[yellow]{says}[/]",
+            escape("; ".join(each["notes"])),
+        )
+    for each in wiring["leaving"]:
+        says = f"step {each['step']} is taken away next" if each["step"] else "the probe goes"
+        table.add_row(each["pool"] or "(shared)", each["gateway"], "-", says, "")
+    return table
+
+
+def _who_keeps(wiring: Mapping[str, Any]) -> str:
+    if wiring["paused"]:
+        return f"Wiring: left as it is: {escape(wiring['paused'])}"
+    if wiring["away"]:
+        return f"Wiring: nothing can be written: {escape(wiring['away'])}"
+    who = "kept by this replica" if wiring["acting"] else "kept by another replica"
+    silent = f"; silent: {', '.join(sorted(wiring['silent']))}" if wiring["silent"] else ""
+    return f"Wiring: {who} ({wiring['replica']}{silent})"
+
+
 def _clients(view: Mapping[str, Any]) -> Table:
     table = Table(title="Clients", title_justify="left")
     for name in ("node", "identity", "type", "state", "last ACK", "sent", "bytes", "why"):
@@ -189,6 +220,9 @@ def _troubles(view: Mapping[str, Any]) -> list[str]:
     source = view["source"]
     if not source["complete"]:
         lines.append("not serving yet: the source has not got all pools together")
+    wiring = view.get("wiring")
+    if wiring and (wiring["paused"] or wiring["away"]):
+        lines.append(f"{_who_keeps(wiring)}")
     stale = [each["kind"] for each in source["kinds"] if each["stale"] and each["in_effect"]]
     if stale:
         lines.append(

@@ -30,6 +30,5 @@ def _table(on: On) -> Table:
         table.add_column(name, overflow="fold")
     for row in rows():
         if row["on"] == on.value:
-            meaning = row["meaning"] if row["in_effect"] else f"{row['meaning']} Not in effect yet."
-            table.add_row(row["annotation"], row["values"], row["default"] or "-", meaning)
+            table.add_row(row["annotation"], row["values"], row["default"] or "-", row["meaning"])
     return table

@@ -6,7 +6,8 @@
                                                └── trials, verdicts ─────────┘
 
 `/status` is served from the first moment, the xDS port once the source is complete: who asks before
-that must not hear of half the pools, or of none.
+that must not hear of half the pools, or of none. Beside the line, where pools come from a cluster,
+is what is written into it (`xds.upkeep`).
 
 All of the plane's methods are called from this one loop, so nothing is locked. Snapshots are
 published at most every `COALESCE_SECONDS`: a burst of scrapes costs one push. SIGTERM ends the
@@ -27,8 +28,11 @@ from prometheus_client import CollectorRegistry
 from xds.access import Grant
 from xds.court import Verdict
 from xds.hbone_tls import MeshCredentials
+from xds.keeper import KeeperOptions
 from xds.latest import Latest
 from xds.loads import LoadReports
+from xds.operators import OURS, Service
+from xds.peers import PATH
 from xds.plane import Plane
 from xds.pool import EndpointId, Observation
 from xds.report import Metrics, status, waiting
@@ -37,12 +41,15 @@ from xds.security import Security
 from xds.server import serving
 from xds.sources.connection import Cluster, Connection
 from xds.sources.files import FileSource
+from xds.sources.kinds import ISTIO
 from xds.sources.kubernetes import KubernetesSource, Watching
 from xds.sources.source import Source
 from xds.sources.tokens import TokenReviews
 from xds.standalone import Standalone
 from xds.status import reporting
 from xds.streams import Limits, XdsServer
+from xds.tuning import MANAGE, with_flags
+from xds.upkeep import Upkeep
 from xds.xds_metrics import XdsMetrics
 
 COALESCE_SECONDS = 0.05
@@ -66,6 +73,8 @@ class ServeOptions:
     cluster: Cluster = field(default_factory=Cluster)  # where `source` or tokens need one
     audiences: tuple[str, ...] = ()  # of tokens that the API server is to check; none without
     mesh: MeshCredentials | None = None  # with it captured Pods are scraped through HBONE
+    service: Service = OURS  # our own, in what is written into a cluster
+    keeper: KeeperOptions | None = None  # with it EnvoyFilters of pools that ask for it are kept
 
 
 async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
@@ -78,10 +87,13 @@ async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
     if options.mesh is not None:
         options.mesh.check()
     host, _, port = options.status_address.rpartition(":")
-    async with _opened(options) as (source, security):
-        view = _View(source)
+    async with _opened(options) as (source, security, upkeep):
+        view = _View(source, upkeep)
+        pages = {PATH: upkeep.acknowledged}
         async with (
-            reporting(host, int(port), view, view.registry, view.is_ready) as status_port,
+            reporting(
+                host, int(port), view, view.registry, ready=view.is_ready, pages=pages
+            ) as status_port,
             asyncio.TaskGroup() as tasks,
         ):
             following = tasks.create_task(source.run())
@@ -97,7 +109,7 @@ async def serve(options: ServeOptions, stopping: asyncio.Event) -> None:
                     reports=line.reports,
                 ) as server:
                     view.serve(line, server)
-                    await line.run(server, stopping)
+                    await line.run(server, stopping, upkeep.works(server))
             following.cancel()
 
 
@@ -112,20 +124,25 @@ async def _complete(source: Source, stopping: asyncio.Event) -> bool:
 
 
 @asynccontextmanager
-async def _opened(options: ServeOptions) -> AsyncIterator[tuple[Source, Security]]:
-    """The source, and how the port is secured; connected to a cluster where they need one."""
+async def _opened(options: ServeOptions) -> AsyncIterator[tuple[Source, Security, Upkeep]]:
+    """The source, how the port is secured, and what goes on beside; with a cluster, connected."""
     connection, security = Connection(options.cluster), options.security
     if isinstance(options.source, Path) and not options.audiences:
-        yield FileSource(options.source, options.istio_domain), security
+        yield FileSource(options.source, options.istio_domain), security, Upkeep()
         return
     try:
         await connection.open()
         if options.audiences:
             security = replace(security, verifier=TokenReviews(connection, options.audiences))
         if isinstance(options.source, Path):
-            yield FileSource(options.source, options.istio_domain), security
+            yield FileSource(options.source, options.istio_domain), security, Upkeep()
         else:
-            yield KubernetesSource(connection, options.source, options.istio_domain), security
+            watching, knobs = options.source, with_flags(())
+            if options.keeper is not None:
+                watching = replace(watching, more=(*watching.more, *ISTIO))
+                knobs = with_flags((MANAGE,))
+            source = KubernetesSource(connection, watching, options.istio_domain, knobs=knobs)
+            yield source, security, Upkeep(connection, source, options.service, options.keeper)
     finally:
         await connection.close()
 
@@ -133,8 +150,8 @@ async def _opened(options: ServeOptions) -> AsyncIterator[tuple[Source, Security
 class _View:
     """What is said over HTTP, before and after the xDS port is open."""
 
-    def __init__(self, source: Source) -> None:
-        self._source = source
+    def __init__(self, source: Source, upkeep: Upkeep) -> None:
+        self._source, self._upkeep = source, upkeep
         self._clock = asyncio.get_running_loop().time
         self._serving: tuple[_Line, XdsServer] | None = None
         self.registry = CollectorRegistry()
@@ -152,7 +169,15 @@ class _View:
         if self._serving is None:
             return waiting(self._source, now)
         line, server = self._serving
-        return status(line.plane, server, line.reports, self._source, now)
+        return status(
+            line.plane,
+            server,
+            line.reports,
+            self._source,
+            now,
+            wiring=self._upkeep.wiring(),
+            unwired=self._upkeep.problems(),
+        )
 
 
 class _Line:
@@ -169,11 +194,11 @@ class _Line:
         self._dirty = asyncio.Event()
         self._configured = asyncio.Event()
 
-    async def run(self, server: XdsServer, stopping: asyncio.Event) -> None:
-        """Until `stopping` is set."""
+    async def run(self, server: XdsServer, stopping: asyncio.Event, beside: list[Any]) -> None:
+        """Until `stopping` is set, and with it what runs `beside`."""
         server.on_verdict = self.roll_back
         async with asyncio.TaskGroup() as tasks:
-            running = [tasks.create_task(work) for work in self._works(server)]
+            running = [tasks.create_task(work) for work in (*self._works(server), *beside)]
             log.info("serving", xds=server.port, pools=sorted(self.pools.value))
             await stopping.wait()
             log.info("draining")

@@ -25,11 +25,12 @@ Entries of others are passed on as they were read. `now` is in seconds since the
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
+from xds.istio.controller import Report
 from xds.manifests import InferencePool, Manifest
 from xds.problems import Problem, Reason
 
@@ -40,6 +41,7 @@ REPEAT_SECONDS = 3600.0
 MESSAGE_CHARACTERS = 1024
 MOST_PARENTS = 32
 ACCEPTED, IN_EFFECT = "Accepted", "weir.dev/AnnotationsInEffect"
+WIRED = "weir.dev/Wired"
 
 Json: TypeAlias = Mapping[str, Any]
 
@@ -120,6 +122,9 @@ class Service:
         return {"group": "", "kind": "Service", "name": self.name, "namespace": self.namespace}
 
 
+OURS = Service("weir", "weir-xds")  # unless it is said otherwise
+
+
 @dataclass(frozen=True, slots=True)
 class Subject:
     """An InferencePool that has a status for us to write, as it was when it was looked at."""
@@ -142,13 +147,32 @@ def subjects(manifests: Iterable[Manifest]) -> list[Subject]:
     ]
 
 
-def conditions(problems: Sequence[Problem]) -> list[dict[str, str]]:
-    """What we say of a pool with these problems of its own, without times."""
+def conditions(problems: Sequence[Problem], wiring: Sequence[Report] = ()) -> list[dict[str, str]]:
+    """What we say of a pool with these problems of its own, without times.
+
+    Of one whose EnvoyFilters are kept, also where its wiring stands.
+    """
     invalid = [each for each in problems if each.reason is Reason.INVALID]
     knobs = [each for each in problems if each.knob]
     accepted = _condition(ACCEPTED, "Accepted", "Weir serves this pool", invalid)
     good = "every weir.dev annotation has the effect that it asks for"
-    return [accepted, _condition(IN_EFFECT, "InEffect", good, knobs)]
+    said = [accepted, _condition(IN_EFFECT, "InEffect", good, knobs)]
+    return [*said, _wired(wiring)] if wiring else said
+
+
+def _wired(wiring: Sequence[Report]) -> dict[str, str]:
+    done = all(each.done for each in wiring)
+    places = sorted(
+        f"Gateway {each.gateway}: {each.says}" if each.gateway else each.says
+        for each in wiring
+        if done or not each.done
+    )
+    return {
+        "type": WIRED,
+        "status": "True" if done else "False",
+        "reason": "InPlace" if done else Reason.NOT_WIRED.value,
+        "message": "; ".join(places)[:MESSAGE_CHARACTERS],
+    }
 
 
 def _condition(kind: str, reason: str, good: str, wrong: Sequence[Problem]) -> dict[str, str]:
@@ -164,15 +188,18 @@ def _condition(kind: str, reason: str, good: str, wrong: Sequence[Problem]) -> d
     }
 
 
-def merge(
+def merge(  # noqa: PLR0913 - what was there, what is to be, and when
     parents: Sequence[Json],
     service: Service,
     said: Sequence[Mapping[str, str]],
     *,
     generation: int,
     now: float,
+    leave: Collection[str] = (),
 ) -> list[Json]:
     """The pool's `status.parents` with our entry as it should be; without it, if `said` is empty.
+
+    Of the types in `leave`, which another replica writes, conditions stay as they are.
 
     `lastTransitionTime` is when a condition's status last changed, `observedGeneration` what was
     looked at. Where 32 others have filled the list, it stays as it is.
@@ -187,7 +214,10 @@ def merge(
     entry = {
         "parentRef": service.parent_ref,
         "controllerName": CONTROLLER,
-        "conditions": [_dated(each, before, generation, now) for each in said],
+        "conditions": [
+            *(_dated(each, before, generation, now) for each in said),
+            *(each for each in before if each.get("type") in leave),
+        ],
     }
     place = len(others) if place is None else place
     return [*others[:place], entry, *others[place:]]

@@ -111,6 +111,7 @@ class Policy:
     smoothing: float = 0.3  # part of a second's new loads in the smoothed one
     weight_min: float = 0.1  # bounds of the controller's factor
     weight_max: float = 10.0
+    shape: str | None = None  # of the EnvoyFilters that Weir keeps for it; None: it keeps none
 
     @property
     def of_proxies(self) -> "Policy":

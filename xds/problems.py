@@ -17,12 +17,13 @@ class Reason(Enum):
 
     UNKNOWN = "UnknownAnnotation"
     BAD_VALUE = "BadValue"
-    NOT_IN_EFFECT = "NotInEffect"  # a good value, of a part that is not built
+    NOT_IN_EFFECT = "NotInEffect"  # a good value, of a part that is not built or not switched on
     INVALID = "Invalid"  # the object: its last good form stands, if there was one
     DUPLICATE = "Duplicate"  # another object of this kind, namespace and name
     INVALID_ADDRESS = "InvalidAddress"  # of a Pod, which is no member
     NO_PODS = "NoPods"
     SHARED_ENDPOINTS = "SharedEndpoints"  # with another pool
+    NOT_WIRED = "NotWired"  # a pool whose EnvoyFilters we keep, into some gateway or waypoint
     ADDRESS_CONFLICT = "AddressConflict"  # with another Pod
 
 

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 from xds.loads import LoadReports
 from xds.plane import Plane
 from xds.pool import Endpoint, Load, Observation, Share
+from xds.problems import Problem
 from xds.session import Session
 from xds.snapshot import Snapshot
 from xds.sources.source import Source
@@ -17,16 +18,20 @@ from xds.streams import XdsServer
 from xds.tuning import settings
 
 
-def status(
+def status(  # noqa: PLR0913 - the whole of what there is to say
     plane: Plane,
     server: XdsServer,
     reports: LoadReports,
     source: Source,
     now: float,
+    *,
+    wiring: Mapping[str, Any] | None = None,
+    unwired: Iterable[Problem] = (),
 ) -> dict[str, Any]:
     """Pools with their endpoints as the weigher sees them; clients with what they accepted.
 
-    `problems` are of the source, `faults` of single objects in it.
+    `problems` are of the source, `faults` of single objects in it, `unwired` among them. `wiring`
+    is where that of pools stands whose EnvoyFilters we keep.
     """
     return {
         "pools": {
@@ -68,7 +73,8 @@ def status(
         ],
         "nacks": server.traffic.nacks,
         "problems": list(source.problems),
-        "faults": [each.row() for each in source.faults],
+        "faults": [each.row() for each in (*source.faults, *unwired)],
+        "wiring": wiring,
         "source": source.status(now),
     }
 
@@ -82,6 +88,7 @@ def waiting(source: Source, now: float) -> dict[str, Any]:
         "nacks": 0,
         "problems": list(source.problems),
         "faults": [each.row() for each in source.faults],
+        "wiring": None,
         "source": source.status(now),
     }
 
@@ -131,6 +138,7 @@ class Metrics(Collector):
         for row in view["reports"]:
             issued.add_metric([row["pool"], row["node"]], row["issued"])
         yield from (quarantined, issued)
+        yield from _wiring(view["wiring"])
         yield _faults(view["faults"])
         problems = len(view["problems"])
         yield GaugeMetricFamily("weir_config_problems", "Manifests that are wrong now.", problems)
@@ -138,6 +146,23 @@ class Metrics(Collector):
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
+
+
+def _wiring(wiring: Mapping[str, Any] | None) -> Iterator[Metric]:
+    if wiring is None:
+        return
+    acting = float(wiring["acting"])
+    yield GaugeMetricFamily("weir_wiring_acting", "Does this replica keep the wiring?", acting)
+    done = GaugeMetricFamily(
+        "weir_wiring_done", "Is all of a pool in place there?", labels=["pool", "gateway"]
+    )
+    places: dict[tuple[str, str], bool] = {}
+    for each in wiring["places"]:
+        place = each["pool"], each["gateway"]
+        places[place] = places.get(place, True) and each["done"]
+    for place, is_done in places.items():
+        done.add_metric(place, is_done)
+    yield done
 
 
 def _source_metrics(source: Mapping[str, Any]) -> Iterator[Metric]:

@@ -2,10 +2,10 @@
 
 `/status` is the JSON behind `weir status` and the demo's live table: pools with their endpoints as
 the weigher sees them, and the xDS clients with what each of them has accepted or refused. `/readyz`
-is 200 once xDS is served.
+is 200 once xDS is served. Other pages of JSON are who serves' own business.
 """
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,14 +15,19 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 
 @asynccontextmanager
-async def reporting(
+async def reporting(  # noqa: PLR0913 - where, and what
     host: str,
     port: int,
     status: Callable[[], Any],
     registry: CollectorRegistry,
+    *,
     ready: Callable[[], bool] = lambda: True,
+    pages: Mapping[str, Callable[[], Any]] | None = None,
 ) -> AsyncIterator[int]:
-    """Serve until the block ends; yields the port, which matters when 0 was asked for."""
+    """Serve until the block ends; yields the port, which matters when 0 was asked for.
+
+    `pages` are more of JSON, by path.
+    """
 
     async def healthz(_: web.Request) -> web.Response:
         return web.Response(text="ok\n")
@@ -31,9 +36,6 @@ async def reporting(
         if ready():
             return web.Response(text="ok\n")
         return web.Response(text="the pools are not known yet\n", status=503)
-
-    async def show(_: web.Request) -> web.Response:
-        return web.json_response(status())
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(
@@ -45,7 +47,8 @@ async def reporting(
         [
             web.get("/healthz", healthz),
             web.get("/readyz", readyz),
-            web.get("/status", show),
+            web.get("/status", _json(status)),
+            *(web.get(path, _json(page)) for path, page in (pages or {}).items()),
             web.get("/metrics", metrics),
         ]
     )
@@ -57,3 +60,10 @@ async def reporting(
         yield runner.addresses[0][1]
     finally:
         await runner.cleanup()
+
+
+def _json(page: Callable[[], Any]) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def show(_: web.Request) -> web.Response:
+        return web.json_response(page())
+
+    return show

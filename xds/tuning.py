@@ -4,7 +4,8 @@ From a row follow how a value is read and refused, what a misspelt name is taken
 docs/annotations.md and `weir annotations`, and the field of `Policy` or `Endpoint` that it sets;
 the weigher, the scraper, the proxies' configuration and the pickers' take their parameters from
 those fields. A later knob is one row, and the field. One whose part is not built yet stands here
-with `built=False`: it is known, its value is checked, and it is told that it has no effect.
+with `built=False`: it is known, its value is checked, and it is told that it has no effect. So is
+one that `needs` a flag of `weir serve` which was not given.
 
 Each knob is read by itself: a bad one leaves its neighbours as they are. What becomes of a bad one
 is the reader's business. A manifest from a file is refused. Of an object of the API server, which
@@ -13,16 +14,19 @@ is there whether we like it or not, `LastGood` says what stands.
 
 import difflib
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, TypeAlias
 
 from xds.exposition import ENGINES
+from xds.istio.keeping import AUTO
+from xds.istio.shapes.wiring import Shape
 from xds.notation import Kind, factor, header, number, of, one_of, seconds, truth, whole
 from xds.pool import Affinity, Body, Mode, Policy, Tier
 from xds.problems import Reason
 
 PREFIX = "weir.dev/"
+MANAGE = "--manage-envoyfilters"
 ObjectKey: TypeAlias = tuple[str, str, str]  # kind, namespace, name
 
 
@@ -44,6 +48,14 @@ class Knob:
     default: str  # as an operator would write it; "" where nothing is the default
     meaning: str
     built: bool = True
+    needs: str = ""  # a flag of `weir serve`
+
+    @property
+    def said(self) -> str:
+        """What it means, and what it takes to have effect."""
+        if self.needs:
+            return f"{self.meaning} With `weir serve {self.needs}` only."
+        return self.meaning if self.built else f"{self.meaning} Not in effect yet."
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +183,16 @@ KNOBS: tuple[Knob, ...] = (
         "What the picker is asked with: digests in headers, or the whole body of each request.",
     ),
     Knob(
+        "shape",
+        On.POOL,
+        "shape",
+        one_of([AUTO, *(shape.value for shape in Shape)]),
+        "",
+        "Weir keeps the EnvoyFilters that wire the pool into its gateways and waypoints, in the "
+        "shape that fits or in this one; without, `weir istio manifests` prints them.",
+        needs=MANAGE,
+    ),
+    Knob(
         "capacity",
         On.POD,
         "speed",
@@ -197,6 +219,14 @@ KNOBS: tuple[Knob, ...] = (
 )
 
 
+def with_flags(flags: Collection[str], knobs: Sequence[Knob] = KNOBS) -> tuple[Knob, ...]:
+    """The table of a `weir serve` that was given these flags, of those that knobs need."""
+    return tuple(
+        replace(each, built=each.built and (not each.needs or each.needs in flags))
+        for each in knobs
+    )
+
+
 def read(annotations: Mapping[str, str], on: On, knobs: Sequence[Knob] = KNOBS) -> Reading:
     """Our annotations of an object; those under other prefixes are nobody's business here."""
     values: dict[str, Any] = {}
@@ -218,9 +248,21 @@ def read(annotations: Mapping[str, str], on: On, knobs: Sequence[Knob] = KNOBS) 
         if knob.built:
             values[knob.sets], texts[name] = value, text
         else:
-            right = "its part is not built in this version; it has no effect"
-            faults.append(Fault(name, text, Reason.NOT_IN_EFFECT, right))
+            faults.append(_idle(knob, text))
     return Reading(values, texts, faults)
+
+
+def unmet(policy: Policy, knobs: Sequence[Knob] = KNOBS) -> list[Fault]:
+    """Knobs that are set and need a flag, for who was not given it."""
+    said = settings(policy, [each for each in knobs if each.needs])
+    return [_idle(each, text) for each in knobs if (text := said.get(each.name)) is not None]
+
+
+def _idle(knob: Knob, text: str) -> Fault:
+    right = "its part is not built in this version; it has no effect"
+    if knob.needs:
+        right = f"it has no effect without `weir serve {knob.needs}`"
+    return Fault(knob.name, text, Reason.NOT_IN_EFFECT, right)
 
 
 def _unknown(name: str, on: On, knobs: Sequence[Knob]) -> str:
@@ -285,8 +327,9 @@ def rows(knobs: Sequence[Knob] = KNOBS) -> list[dict[str, Any]]:
             "on": each.on.value,
             "values": each.kind.values,
             "default": each.default or None,
-            "meaning": each.meaning,
+            "meaning": each.said,
             "in_effect": each.built,
+            "needs": each.needs or None,
         }
         for each in knobs
     ]
@@ -301,9 +344,8 @@ def tables(knobs: Sequence[Knob] = KNOBS) -> str:
         for each in knobs:
             if each.on is on:
                 default = f"`{each.default}`" if each.default else "none"
-                meaning = each.meaning if each.built else f"{each.meaning} Not in effect yet."
                 name = f"`{PREFIX}{each.name}`"
-                lines.append(f"| {name} | {each.kind.values} | {default} | {meaning} |")
+                lines.append(f"| {name} | {each.kind.values} | {default} | {each.said} |")
         parts.append("\n".join(lines))
     return "\n\n".join(parts) + "\n"
 

@@ -12,8 +12,6 @@ from weir import picker, serve
 from xds.standalone import bootstrap
 
 COMMANDS = {"weir-xds": serve.command, "weir-picker": picker.command}
-# A flag that the manifests use already, and `weir serve` takes once it writes EnvoyFilters.
-PENDING = {"--manage-envoyfilters"}
 ROW = re.compile(
     r"^\| ([a-z, ]+) \| ([a-z, /]+) \| ([a-z0-9.-]+) \| (always|`.+?`) \|", re.MULTILINE
 )
@@ -128,8 +126,8 @@ def arguments():
 def test_the_programs_take_the_flags_that_they_are_started_with():
     for deployment, argument in arguments():
         container = {"args": ["", argument]}
-        unknown = set(checks.unknown_flags(container, COMMANDS[deployment]))
-        assert unknown <= PENDING, (deployment, argument)
+        unknown = list(checks.unknown_flags(container, COMMANDS[deployment]))
+        assert unknown == [], (deployment, argument)
 
 
 def test_the_bootstrap_of_the_standalone_envoy_is_what_weir_prints():

@@ -11,6 +11,7 @@ def test_help_says_what_weir_is_for():
 
 
 TLS = ["--tls-cert", __file__, "--tls-key", __file__]
+MANAGE = ["--plaintext", "--kubernetes", "--manage-envoyfilters", "--istio-domain", "cluster.local"]
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,16 @@ TLS = ["--tls-cert", __file__, "--tls-key", __file__]
             ["--kubernetes", *TLS, "--token-review", "--audience", "x", "--tokens", __file__],
             "either",
         ),
+        (["--plaintext", "--config", ".", "--manage-envoyfilters"], "goes with --kubernetes"),
+        (["--plaintext", "--kubernetes", "--manage-envoyfilters"], "--istio-domain"),
+        (
+            [*MANAGE, "--xds-address", "weir.ns.svc.other:1"],
+            "that of --xds-address (other)",
+        ),
+        ([*MANAGE, "--istio-version", "new"], "--istio-version: 1.32 or 1.32.1"),
+        ([*MANAGE, "--peer", "weir"], "--peer: HOST:PORT"),
+        (["--plaintext", "--kubernetes", "--peer", "a:1"], "go with --manage-envoyfilters"),
+        (["--plaintext", "--kubernetes", "--xds-address", "a:1"], "SERVICE.NAMESPACE.svc"),
     ],
 )
 def test_serve_says_which_options_go_together(arguments, words):

@@ -164,6 +164,43 @@ def test_status_before_the_first_pools_are_known_says_so():
     assert (ended.returncode, "not serving yet" in ended.stdout) == (1, True)
 
 
+PLACE = {
+    "pool": "team/b",
+    "gateway": "team/gw",
+    "shape": "gateway",
+    "done": False,
+    "says": "step 1 of 2 waits: 1 of 3 proxies",
+    "notes": ["EnvoyFilter team/other: applies to CLUSTER too"],
+}
+WIRING = {
+    "replica": "weir-xds-1",
+    "acting": True,
+    "paused": "",
+    "away": "",
+    "silent": {"10.0.0.9:15014": "no answer in time"},
+    "places": [PLACE],
+    "leaving": [{"pool": "team/old", "gateway": "team/gw", "step": 2}],
+}
+
+
+def test_status_shows_where_the_wiring_of_each_pool_stands_and_what_it_waits_for():
+    with control_plane(WELL | {"wiring": WIRING}) as address:
+        ended = weir("status", "--status", address)
+    assert ended.returncode == 0, "to wait is not to be ill"
+    for words in (
+        "kept by this replica (weir-xds-1; silent: 10.0.0.9:15014)",
+        "step 1 of 2 waits: 1 of 3 proxies",
+        "applies to CLUSTER too",
+        "step 2 is taken away next",
+    ):
+        assert words in ended.stdout
+    left = WIRING | {"acting": False, "paused": "httproutes: forbidden"}
+    with control_plane(WELL | {"wiring": left}) as address:
+        ended = weir("status", "--status", address)
+    assert ended.returncode == 1
+    assert "left as it is: httproutes: forbidden" in ended.stdout
+
+
 def test_diff_lists_differences_and_its_status_says_whether_there_are_any():
     with control_plane(VIEW) as address:
         ended = weir("diff", "envoy-1", "--status", address, "--json")

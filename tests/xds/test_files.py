@@ -53,6 +53,15 @@ def test_a_directory_without_a_pool_stops_the_start(tmp_path):
         Directory(tmp_path / "missing")
 
 
+def test_a_pool_that_asks_for_what_a_directory_cannot_have_is_told(path):
+    said = "metadata: {{name: {name}, annotations: {{weir.dev/shape: auto}}}}"
+    text = POOL.replace("metadata: {{name: {name}}}", said)
+    (path / "one.yaml").write_text(text.format(name="one", port=8000))
+    (fault,) = FileSource(path).faults
+    assert (fault.where, fault.knob) == ("InferencePool default/one", "shape")
+    assert "--manage-envoyfilters" in fault.message
+
+
 @pytest.mark.parametrize("text", ["a: [", "", POOL.format(name="one", port=0)])
 def test_a_later_mistake_leaves_that_file_as_it_was_and_the_others_go_on(path, text):
     directory = Directory(path)

@@ -712,20 +712,33 @@ def test_a_pod_keeps_what_is_used_and_no_more():
     assert kept.metadata.annotations["weir.dev/drain"] == "true"
 
 
-def test_the_documented_rights_are_exactly_what_is_asked_for():
-    asked = {(kind.group, kind.version, kind.plural) for kind in kinds.ALWAYS}
-    table = (ROOT / "docs/kubernetes.md").read_text().partition("## What is watched")[2]
-    rows = [line.split("|") for line in table.partition("`--token-review`")[0].splitlines()]
+@pytest.mark.parametrize(
+    ("watched", "begin", "end", "role"),
+    [
+        (kinds.ALWAYS, "## What is watched", "With `--manage-envoyfilters`", "base/rbac.yaml"),
+        (
+            kinds.ISTIO,
+            "With `--manage-envoyfilters`",
+            "`--token-review`",
+            "components/envoyfilters/rbac.yaml",
+        ),
+    ],
+    ids=["always", "manage-envoyfilters"],
+)
+def test_the_documented_rights_are_exactly_what_is_asked_for(watched, begin, end, role):
+    asked = {(kind.group, kind.version, kind.plural) for kind in watched}
+    table = (ROOT / "docs/kubernetes.md").read_text().partition(begin)[2].partition(end)[0]
+    rows = [line.split("|") for line in table.splitlines()]
     cells = [(row[1].strip(), row[2].strip()) for row in rows if len(row) == 5][2:]
     assert {
         (group.rpartition("/")[0].replace("core", ""), group.rpartition("/")[2], plural)
         for plural, group in cells
     } == asked
     granted = set()
-    for role in yaml.safe_load_all((ROOT / "manifests/kustomize/base/rbac.yaml").read_text()):
-        for rule in role.get("rules", ()):
+    for each in yaml.safe_load_all((ROOT / "manifests/kustomize" / role).read_text()):
+        for rule in each.get("rules", ()):
             if "list" in rule["verbs"]:
-                assert rule["verbs"] == ["get", "list", "watch"]
+                assert rule["verbs"][:3] == ["get", "list", "watch"]
                 granted |= {(g, r) for g in rule["apiGroups"] for r in rule["resources"]}
     assert granted == {(group, plural) for group, _, plural in asked}
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from tests.manifests.checks import invalid
 from xds import operators
+from xds.istio.controller import Report
 from xds.manifests import read
 from xds.operators import CONTROLLER, REPEAT_SECONDS, Service, Subject, Told
 from xds.problems import Problem, Reason
@@ -61,6 +62,31 @@ def test_an_events_name_is_a_dns_subdomain_and_the_same_everywhere(name, value):
 )
 def test_other_problems_have_other_names(other):
     assert operators.event_name(other) != operators.event_name(problem())
+
+
+def test_a_pool_whose_envoyfilters_are_kept_has_a_condition_of_its_wiring():
+    done = Report("ns/llama", "ns/gw", done=True, says="in place")
+    late = Report("ns/llama", "ns/wp", done=False, says="step 1 of 2 waits: nobody")
+    *_, good = operators.conditions([], [done])
+    assert good == {
+        "type": "weir.dev/Wired",
+        "status": "True",
+        "reason": "InPlace",
+        "message": "Gateway ns/gw: in place",
+    }
+    *others, bad = operators.conditions([], [done, late])
+    assert others == GOOD
+    assert (bad["status"], bad["reason"]) == ("False", "NotWired")
+    assert bad["message"] == "Gateway ns/wp: step 1 of 2 waits: nobody"
+
+
+def test_a_condition_that_another_replica_writes_is_left_to_it():
+    said = operators.conditions([], [Report("ns/llama", "ns/gw", done=True, says="in place")])
+    first = operators.merge([], WEIR, said, generation=1, now=NOW)
+    left = operators.merge(first, WEIR, GOOD, generation=1, now=NOW, leave=["weir.dev/Wired"])
+    assert left == first
+    gone = operators.merge(first, WEIR, GOOD, generation=1, now=NOW)
+    assert [each["type"] for each in gone[0]["conditions"]] == [each["type"] for each in GOOD]
 
 
 def test_a_message_that_is_too_long_is_cut_off():

@@ -11,7 +11,21 @@ from hypothesis import strategies as st
 from xds.notation import whole
 from xds.pool import Affinity, Body, Endpoint, Mode, Policy, Tier
 from xds.problems import Reason
-from xds.tuning import KNOBS, PREFIX, Fault, Knob, LastGood, On, document, read, rows, settings
+from xds.tuning import (
+    KNOBS,
+    MANAGE,
+    PREFIX,
+    Fault,
+    Knob,
+    LastGood,
+    On,
+    document,
+    read,
+    rows,
+    settings,
+    unmet,
+    with_flags,
+)
 
 PAGE = Path(__file__).parents[2] / "docs" / "annotations.md"
 POOL, POD = On.POOL, On.POD
@@ -98,6 +112,7 @@ def test_a_pods_annotations_are_read_into_fields():
         (POOL, "scrape-interval", "2m", "seconds or milliseconds such as 0.2s or 200ms"),
         (POOL, "engine", "tgi", "one of vllm"),
         (POOL, "body", "full", "one of digests, buffered"),
+        (POOL, "shape", "waypoint", "one of auto, gateway, gateway-own-cluster, waypoint-inf"),
         (POD, "capacity", "fast", "a relative capacity from 0.01 to 100"),
         (POD, "capacity", "1_000", "a relative capacity from 0.01 to 100"),
         (POD, "priority", "3", "a priority from 0 to 2"),
@@ -133,6 +148,18 @@ def test_an_unknown_name_is_told_what_may_be_meant(on, name, right):
     (fault,) = read({PREFIX + name: "1"}, on).faults
     assert fault.reason is Reason.UNKNOWN
     assert right in fault.right
+
+
+def test_a_knob_that_needs_a_flag_has_no_effect_without_it_and_names_it():
+    said = {f"{PREFIX}shape": "auto", f"{PREFIX}mode": "freeze"}
+    assert read(said, POOL, with_flags([MANAGE])).values == {"shape": "auto", "mode": Mode.FREEZE}
+    reading = read(said, POOL, with_flags([]))
+    assert reading.values == {"mode": Mode.FREEZE}
+    (fault,) = reading.faults
+    assert (fault.knob, fault.reason) == ("shape", Reason.NOT_IN_EFFECT)
+    assert MANAGE in fault.right
+    assert unmet(Policy(shape="auto")) == [fault]
+    assert unmet(Policy()) == []
 
 
 def test_a_knob_whose_part_is_not_built_has_no_effect_and_says_so():

@@ -8,6 +8,7 @@ from random import Random
 import pytest
 from structlog.testing import capture_logs
 
+from xds.istio.controller import Report
 from xds.operators import CONTROLLER, Service, Subject
 from xds.problems import Problem, Reason
 from xds.sources.writer import Answer, Writer
@@ -144,6 +145,24 @@ async def test_a_status_that_changed_meanwhile_is_read_again():
         await asyncio.sleep(30)
         gateway, ours = server.pool()["status"]["parents"]
         assert (gateway, ours["controllerName"]) == (GATEWAY, CONTROLLER)
+
+
+async def test_the_replica_that_keeps_the_wiring_says_where_it_stands_and_others_leave_it():
+    async with running() as (server, acting), running(server) as (_, other):
+        done = Report("ns/llama", "ns/gw", done=True, says="in place")
+        acting.tell([], [LLAMA], {"ns/llama": [done]})
+        other.tell([], [LLAMA], None)
+        await asyncio.sleep(30)
+        for problems in ([problem()], []):
+            other.tell(problems, [LLAMA], None)
+            await asyncio.sleep(30)
+            (ours,) = server.pool()["status"]["parents"]
+            types = [each["type"] for each in ours["conditions"]]
+            assert types.count("weir.dev/Wired") == 1
+        acting.tell([], [LLAMA], {})
+        await asyncio.sleep(30)
+        (ours,) = server.pool()["status"]["parents"]
+        assert "weir.dev/Wired" not in [each["type"] for each in ours["conditions"]]
 
 
 async def test_an_entry_that_somebody_takes_away_is_back_within_the_hour():

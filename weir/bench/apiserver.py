@@ -40,20 +40,20 @@ class Store:
         self.history: list[Happening] = []
         self.compacted = 0  # revisions up to this one are forgotten
         self.moved = asyncio.Event()
-        self._objects: dict[Key, Document] = {}
+        self.objects: dict[Key, Document] = {}
         self._texts: dict[Key, bytes] = {}
 
     def put(self, collection: str, item: Document) -> None:
         meta = item["metadata"]
         key = (collection, meta.setdefault("namespace", "default"), meta["name"])
-        known = key in self._objects
-        self._objects[key] = item
+        known = key in self.objects
+        self.objects[key] = item
         self._texts[key] = self._happen("MODIFIED" if known else "ADDED", key, item)
 
     def delete(self, collection: str, name: str, namespace: str = "default") -> None:
         key = (collection, namespace, name)
         del self._texts[key]
-        self._happen("DELETED", key, self._objects.pop(key))
+        self._happen("DELETED", key, self.objects.pop(key))
 
     def texts(self, collection: str, namespace: str) -> list[bytes]:
         """The objects of a collection, in one namespace or in all (""), by name."""
@@ -107,11 +107,14 @@ class ApiServer:
 
     async def start(self) -> None:
         app = web.Application()
-        app.router.add_get("/{path:.*}", self._get)
-        app.router.add_post("/apis/authentication.k8s.io/v1/tokenreviews", self._review)
+        self._route(app.router)
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
         await self._runner.setup()
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
+
+    def _route(self, router: web.UrlDispatcher) -> None:
+        router.add_get("/{path:.*}", self._get)
+        router.add_post("/apis/authentication.k8s.io/v1/tokenreviews", self._review)
 
     async def stop(self) -> None:
         runner, self._runner = self._runner, None
@@ -128,12 +131,14 @@ class ApiServer:
     async def _get(self, request: web.Request) -> web.StreamResponse:
         path, query = request.path, dict(request.query)
         self.requests.append((path, query))
-        group, namespace, plural = _parse(path)
-        collection = f"{plural}.{group}"
+        collection, namespace, name = place_of(path)
         if collection in self.forbidden:
-            return _status(403, f"{plural} is forbidden: User cannot list resource")
+            return failed(403, f"{collection} is forbidden: User cannot list resource")
         if collection not in self.collections:
-            return _status(404, "the server could not find the requested resource")
+            return failed(404, "the server could not find the requested resource")
+        if name:
+            found = self.store.objects.get((collection, namespace, name))
+            return web.json_response(found) if found else failed(404, "not found")
         if "watch" in query:
             return await self._watch(request, collection, namespace)
         return self._list(collection, namespace, query)
@@ -145,7 +150,7 @@ class ApiServer:
         elif token in self._snapshots:
             found, revision = self._snapshots.pop(token)
         else:
-            return _status(410, "The provided continue parameter is too old")
+            return failed(410, "The provided continue parameter is too old")
         limit = min(int(query["limit"]), self.page) if "limit" in query else len(found)
         metadata = {"resourceVersion": str(revision)}
         if found[limit:]:
@@ -160,7 +165,7 @@ class ApiServer:
     ) -> web.StreamResponse:
         seen = int(request.query["resourceVersion"])
         if seen < self.store.compacted:
-            return _status(410, f"too old resource version: {seen} ({self.store.compacted})")
+            return failed(410, f"too old resource version: {seen} ({self.store.compacted})")
         response = web.StreamResponse()
         await response.prepare(request)
         clock = asyncio.get_running_loop().time
@@ -189,20 +194,24 @@ class ApiServer:
         spec = (await request.json())["spec"]
         self.requests.append((request.path, spec))
         if self.reviews is None:
-            return _status(404, "the server could not find the requested resource")
+            return failed(404, "the server could not find the requested resource")
         answer = self.reviews(spec)
         if isinstance(answer, Awaitable):
             answer = await answer
         if isinstance(answer, int):
-            return _status(answer, "no")
+            return failed(answer, "no")
         return web.json_response({"kind": "TokenReview", "status": answer}, status=201)
 
 
-def _parse(path: str) -> tuple[str, str, str]:
-    """Group, namespace and plural of a collection's path."""
+def place_of(path: str) -> Key:
+    """Of an object's or a collection's path: the collection, the namespace, the name."""
     parts = path.strip("/").split("/")
     group, rest = ("", parts[2:]) if parts[0] == "api" else (parts[1], parts[3:])
-    return (group, rest[1], rest[2]) if len(rest) > 2 else (group, "", rest[0])
+    namespace = ""
+    if rest[0] == "namespaces" and len(rest) > 2:
+        _, namespace, *rest = rest
+    plural, name, *_ = [*rest, ""]
+    return f"{plural}.{group}", namespace, name
 
 
 def _line(kind: str, text: bytes) -> bytes:
@@ -214,7 +223,7 @@ def _bookmark(revision: int) -> bytes:
     return _line("BOOKMARK", json.dumps(item).encode())
 
 
-def _status(code: int, message: str) -> web.Response:
+def failed(code: int, message: str) -> web.Response:
     body = {"kind": "Status", "apiVersion": "v1", "code": code, "message": message}
     return web.json_response(body, status=code)
 

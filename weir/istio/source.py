@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from xds.istio.objects import GATEWAY_GROUP, KINDS
+from xds.istio.objects import KINDS
 from xds.manifests import Manifest, ManifestError, convert, read
 from xds.sources import kinds
 from xds.sources.connection import Cluster, Connection, Unreachable
@@ -20,11 +20,7 @@ LIVE = (
     kinds.SERVICE,
     kinds.GATEWAY,
     kinds.ROUTE,
-    kinds.ENVOY_FILTER,
-    kinds.DESTINATION_RULE,
-    Kind("networking.istio.io", "v1", "virtualservices", "VirtualService"),
-    Kind(GATEWAY_GROUP, "v1", "gatewayclasses", "GatewayClass"),
-    Kind("", "v1", "namespaces", "Namespace"),
+    *kinds.ISTIO,
     Kind("apps", "v1", "deployments", "Deployment"),
 )
 ISTIOD = {"labelSelector": "app=istiod"}  # of all Deployments, the only ones that are looked at

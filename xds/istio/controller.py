@@ -7,10 +7,14 @@ assignment on a stream of its own.
     probe ─► step 1 ─► … ─► step n      each but the first when every proxy has acknowledged
     step n ─► … ─► step 1               on removal, each when it has been the last for a while
 
-A shape whose first step touches what requests meet has a probe before it: a cluster that nobody
-routes to and that takes its endpoints from us. Where no proxy reaches us, nothing else is ever
-applied. What is there stays while we cannot tell: proxies that come or reconnect, a control plane
-that has just started, a pool whose route is ambiguous for the moment.
+Where a first step touches what requests meet there is a probe before it: a cluster that nobody
+routes to and that takes its endpoints from us; it may be one that the step has too. Where no proxy
+reaches us, nothing else is ever applied. What is there stays while we cannot tell: proxies that
+come or reconnect, a control plane that has just started, a pool whose route is ambiguous for the
+moment.
+
+What a step needs of the operator, an HTTPRoute or a Service, is asked for when its turn has come,
+and is never ours to apply or remove.
 
 There is no owner reference on what we make: Kubernetes would collect a deleted pool's objects all
 at once, in any order.
@@ -38,7 +42,8 @@ class Wanted:
     """One pool's manifests at one Gateway.
 
     `steps` are those of a shape, in order; objects that several pools share stand in each.
-    `resources` are the assignments that the proxies must have acknowledged.
+    `resources` are the assignments that the proxies must have acknowledged. `asks` says, by the
+    number of a step, what the operator has yet to do for it.
     """
 
     pool: str
@@ -46,6 +51,11 @@ class Wanted:
     steps: tuple[tuple[Object, ...], ...]
     resources: frozenset[str]
     probe: tuple[Object, ...] = ()
+    asks: Mapping[int, str] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> set[Key]:
+        return _keys([*self.probe, *(item for step in self.steps for item in step)])
 
     @property
     def place(self) -> Place:
@@ -96,11 +106,13 @@ def decide(  # noqa: PLR0913 - the whole of what there is to know
     *,
     kept: Mapping[str, str] | None = None,
     before: Decision | None = None,
+    settle: float = SETTLE_SECONDS,
 ) -> Decision:
     """One round. `present` are the objects that carry our label, as the API server has them.
 
     `kept` names pools whose objects must stay for now, and why: the wiring cannot be told, or an
-    HTTPRoute that only works with it is still there.
+    HTTPRoute that only works with it is still there. `settle` is how long a last step stays that
+    nobody needs.
     """
     kept = kept or {}
     apply: dict[Key, Object] = {}
@@ -117,7 +129,7 @@ def decide(  # noqa: PLR0913 - the whole of what there is to know
         # What is shared with others stays too: nobody can tell that it is not needed.
         needed |= {key for key, item in present.items() if not _note(item, POOL)}
     orphans = {key: item for key, item in present.items() if key not in needed | apply.keys()}
-    delete, since = _retreat(orphans, before.since if before else {}, now)
+    delete, since = _retreat(orphans, before.since if before else {}, now, settle)
     return Decision(tuple(apply.values()), tuple(sorted(delete)), tuple(reports), since)
 
 
@@ -129,9 +141,12 @@ def _advance(
     first = wanted.probe or wanted.steps[0]
     for number, step in enumerate(wanted.steps, 1):
         news = [item for item in step if not _is_there(item, present)]
-        if not news:
+        ask = wanted.asks.get(number, "")
+        if not news and not ask:
             continue
         title = f"step {number} of {len(wanted.steps)}"
+        if number == 1 and ask:
+            return _report(wanted, f"{title} waits: {ask}"), (), keys | _keys(wanted.probe)
         if number == 1 and not any(_keys(each) <= present.keys() for each in (first, step)):
             # Nobody is sent to what a place begins with: it needs no proof.
             return (
@@ -141,6 +156,8 @@ def _advance(
             )
         if reason := _unproven(wanted, proxies):
             return _report(wanted, f"{title} waits: {reason}"), (), keys | _keys(wanted.probe)
+        if ask:
+            return _report(wanted, f"{title} waits: {ask}"), (), keys | _keys(wanted.probe)
         return _report(wanted, title), news, keys | _keys(wanted.probe)
     return _report(wanted, "in place", done=True), (), keys
 
@@ -159,7 +176,10 @@ def _unproven(wanted: Wanted, proxies: Proxies) -> str:
 
 
 def _retreat(
-    orphans: Mapping[Key, Object], before: Mapping[tuple[Place, int], float], now: float
+    orphans: Mapping[Key, Object],
+    before: Mapping[tuple[Place, int], float],
+    now: float,
+    settle: float,
 ) -> tuple[set[Key], dict[tuple[Place, int], float]]:
     """What may go now: the last step of each place, once it has been the last for a while.
 
@@ -177,7 +197,7 @@ def _retreat(
             continue
         last = max(steps.values())
         since[place, last] = before.get((place, last), now)
-        if now - since[place, last] >= SETTLE_SECONDS:
+        if now - since[place, last] >= settle:
             delete |= {key for key, step in steps.items() if step == last}
     return delete, since
 

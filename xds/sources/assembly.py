@@ -9,7 +9,7 @@ something else than not to know them. `Assembly.build` is told which namespaces 
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -17,6 +17,7 @@ from xds.manifests import InferencePool, Manifest, Pod
 from xds.pool import Pool, PoolName
 from xds.problems import Problem
 from xds.registry import Standing
+from xds.tuning import KNOBS, Knob, LastGood
 
 
 @dataclass(slots=True)
@@ -29,8 +30,9 @@ class _Namespace:
 class Assembly:
     """The pools of all namespaces, as of the last `build`."""
 
-    def __init__(self, istio_domain: str = "") -> None:
+    def __init__(self, istio_domain: str = "", knobs: Sequence[Knob] = KNOBS) -> None:
         self._domain = istio_domain
+        self._knobs = knobs
         self._namespaces: dict[str, _Namespace] = {}
 
     @property
@@ -73,7 +75,9 @@ class Assembly:
     def _build(self, name: str, manifests: Iterable[Manifest]) -> None:
         namespace = self._namespaces.get(name)
         if namespace is None:
-            namespace = self._namespaces[name] = _Namespace(Standing(self._domain))
+            namespace = self._namespaces[name] = _Namespace(
+                Standing(self._domain, LastGood(self._knobs))
+            )
         namespace.pools, namespace.problems = namespace.standing.pools(manifests)
 
 

@@ -37,6 +37,7 @@ PROBE_SECONDS = 15
 LINE_BYTES = 16 << 20
 JSON = "application/json"
 CONTENT = {"PATCH": "application/merge-patch+json"}
+APPLY = "application/apply-patch+yaml"
 IN_CLUSTER = "KUBERNETES_SERVICE_HOST"
 
 
@@ -96,6 +97,7 @@ class _Question(NamedTuple):
     query: Mapping[str, str]
     body: Any
     seconds: float | None
+    content: str
 
 
 class Connection:
@@ -122,7 +124,7 @@ class Connection:
             await self._api.close()
 
     @asynccontextmanager
-    async def request(
+    async def request(  # noqa: PLR0913 - what a request is made of
         self,
         method: str,
         path: str,
@@ -130,9 +132,14 @@ class Connection:
         body: Any = None,
         *,
         seconds: float | None = ANSWER_SECONDS,
+        content: str = "",
     ) -> AsyncIterator[Answer]:
-        """Ask; the answer is closed with the block. Raises `Unreachable`."""
-        asked = _Question(method, path, query or {}, body, seconds)
+        """Ask; the answer is closed with the block. Raises `Unreachable`.
+
+        `content` is the body's type, where it is not what the method usually has.
+        """
+        content = content or CONTENT.get(method, JSON)
+        asked = _Question(method, path, query or {}, body, seconds, content)
         response = await self._ask(asked)
         if response.status == 401 and await self._reload():
             response.close()
@@ -154,7 +161,7 @@ class Connection:
                 query_params=list(asked.query.items()),
                 header_params={
                     "Accept": "application/json",
-                    "Content-Type": CONTENT.get(asked.method, JSON),
+                    "Content-Type": asked.content,
                 },
                 body=asked.body,
                 auth_settings=["BearerToken"],

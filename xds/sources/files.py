@@ -19,6 +19,7 @@ from xds.latest import Latest
 from xds.manifests import Manifest, ManifestError, read
 from xds.problems import Problem
 from xds.sources.source import Holding, Pools, describe
+from xds.tuning import unmet
 
 SUFFIXES = (".yaml", ".yml", ".json")
 DEBOUNCE_MILLISECONDS = 50
@@ -108,8 +109,14 @@ class FileSource:
 
     @property
     def faults(self) -> Sequence[Problem]:
-        """None: a file with one is refused as a whole."""
-        return ()
+        """Knobs that need a cluster. All else that is wrong has its file refused as a whole."""
+        found = []
+        for pool, each in sorted(self.pools.value.items()):
+            namespace, _, name = pool.partition("/")
+            for fault in unmet(each.policy):
+                where = ("InferencePool", namespace, name)
+                found.append(Problem(*where, fault.reason, fault.right, fault.knob, fault.value))
+        return found
 
     async def complete(self) -> None:
         """It was read as a whole already."""

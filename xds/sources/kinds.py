@@ -2,8 +2,8 @@
 
 Only what is used stays in memory. Of a Pod that is under a kilobyte, and Pods that have finished
 are not asked for at all (a field selector does that; one that finishes then comes as deleted). Long
-annotations, which other programs keep their state in, are cut. Gateways, HTTPRoutes, EnvoyFilters
-and DestinationRules stay JSON, without managedFields.
+annotations, which other programs keep their state in, are cut. Gateways, HTTPRoutes and Istio's
+kinds stay JSON, without managedFields.
 
 A kind that moved is asked for where it was and where it is. InferencePools of both groups count,
 and of two of one name the v1 does. InferenceObjectives and InferenceModelRewrites of the group that
@@ -65,9 +65,13 @@ class Kind:
 
     def permission(self, namespace: str = "") -> str:
         """What a Role or ClusterRole has to say for us to see it."""
+        return self.grant("get, list and watch", namespace)
+
+    def grant(self, verbs: str, namespace: str = "") -> str:
+        """The same, for these verbs."""
         role = f"a Role in namespace '{namespace}'" if namespace else "a ClusterRole"
         return (
-            f"get, list and watch on '{self.plural}' of API group '{self.group}' in {role}, "
+            f"{verbs} on '{self.plural}' of API group '{self.group}' in {role}, "
             "bound to our service account"
         )
 
@@ -156,6 +160,11 @@ GATEWAY = Kind("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
 ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 ENVOY_FILTER = Kind("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter")
 DESTINATION_RULE = Kind("networking.istio.io", "v1", "destinationrules", "DestinationRule")
+VIRTUAL_SERVICE = Kind("networking.istio.io", "v1", "virtualservices", "VirtualService")
+GATEWAY_CLASS = Kind(
+    "gateway.networking.k8s.io", "v1", "gatewayclasses", "GatewayClass", of_cluster=True
+)
+NAMESPACE = Kind("", "v1", "namespaces", "Namespace", of_cluster=True)
 ENDPOINT_SLICE = Kind(
     "discovery.k8s.io", "v1", "endpointslices", "EndpointSlice", manifests.EndpointSlice
 )
@@ -175,5 +184,6 @@ ALWAYS = (
     ROUTE,
 )
 MAKE_POOLS = (*POOLS, POD, SERVICE, OBJECTIVE, ALPHA_OBJECTIVE)
-ISTIO = (ENVOY_FILTER, DESTINATION_RULE)  # for who looks at what an operator has patched
+# For who wires pools into istiod's proxies, beside what pools are made of.
+ISTIO = (ENVOY_FILTER, DESTINATION_RULE, VIRTUAL_SERVICE, GATEWAY_CLASS, NAMESPACE)
 MOVED: Mapping[Kind, Kind] = {ALPHA_OBJECTIVE: OBJECTIVE, ALPHA_REWRITE: REWRITE}

@@ -13,12 +13,17 @@ these are not are withheld until they are. Where nothing at all is known, nothin
 as long as it takes: clients cannot connect and keep what they have, which is better than to be told
 that there is nothing.
 
+Who wires pools into istiod's proxies looks at objects as they are: `stirred` is set by every change
+of any, `revision` says whether some kinds changed, and `doubt` why they may be other than they
+seem.
+
 After that nothing is taken back because the API server is away, for hours if need be. Its age is
 said, and it is stale once its last word is older than a watch may be silent or the last try failed.
 """
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +54,7 @@ from xds.sources.kinds import (
 )
 from xds.sources.reflector import SLACK_SECONDS, WATCH_SECONDS, State
 from xds.sources.source import Holding, Pools, describe
+from xds.tuning import KNOBS, Knob
 
 QUIET_SECONDS, LONGEST_SECONDS = 0.1, 1.0
 EXCUSE_SECONDS = 30.0
@@ -74,12 +80,15 @@ class KubernetesSource:
         watching: Watching = Watching(),
         istio_domain: str = "",
         rng: random.Random | None = None,
+        knobs: Sequence[Knob] = KNOBS,
     ) -> None:
         self.pools: Latest[Pools] = Latest({})
+        self.stirred = asyncio.Event()  # for one listener, who clears it
         self._connection = connection
         self._namespaces = tuple(dict.fromkeys(watching.namespaces)) or ("",)
         self._clock = asyncio.get_running_loop().time
-        self._assembly = Assembly(istio_domain)
+        self._assembly = Assembly(istio_domain, knobs)
+        self._revisions: Counter[Kind] = Counter()
         self._dirty: set[str] = set()
         self._touched = asyncio.Event()
         self._complete = asyncio.Event()
@@ -128,6 +137,44 @@ class KubernetesSource:
             if isinstance(each, dict)
         ]
 
+    def objects(self, kind: Kind) -> list[Manifest]:
+        """Those of a kind that is read as what it is: InferencePool, Pod, Service."""
+        return [each for feed in self.feeds if feed.kind == kind for each in _manifests(feed)]
+
+    def unreadable(self, kinds: Iterable[Kind]) -> dict[tuple[str, Key], str]:
+        """Objects of which no version could be read: kind, namespace and name, and why."""
+        return {
+            (feed.kind.name, key): why
+            for feed in self.feeds
+            if feed.kind in kinds
+            for key, why in feed.reflector.refused.items()
+            if key not in feed.reflector.objects
+        }
+
+    def revision(self, kinds: Iterable[Kind]) -> int:
+        """A number that grows with every change of these kinds."""
+        return sum(self._revisions[each] for each in kinds)
+
+    def doubt(self, kinds: Iterable[Kind], now: float) -> str:
+        """Why objects of these kinds may be other than we think; nothing if we know them.
+
+        That a kind is not installed is to know it.
+        """
+        for feed in self.feeds:
+            reflector = feed.reflector
+            if feed.kind not in kinds or reflector.state is State.ABSENT:
+                continue
+            what = feed.kind.resource
+            if reflector.state is State.FORBIDDEN:
+                return f"{what}: forbidden; grant {feed.kind.permission(feed.namespace)}"
+            if not reflector.listed or reflector.contact is None:
+                return f"{what}: not known yet"
+            failing = reflector.state is State.RETRYING and reflector.troubled
+            if failing or now - reflector.contact > SILENCE_SECONDS:
+                why = reflector.problem or "nothing was heard for long"
+                return f"{what}: may have changed meanwhile: {why}"
+        return ""
+
     async def complete(self) -> None:
         await self._complete.wait()
 
@@ -167,6 +214,9 @@ class KubernetesSource:
         )
 
     def _on_change(self, feed: Feed, keys: frozenset[Key]) -> None:
+        if keys:
+            self._revisions[feed.kind] += 1
+            self.stirred.set()
         if feed.kind in MAKE_POOLS:
             self._dirty |= {namespace for namespace, _ in keys}
         if feed.kind == NODE and self._nodes_moved(feed, keys):

@@ -15,18 +15,21 @@ hour, in case somebody took our entry away.
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from random import Random
 from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import parse_qsl
 
 import aiohttp
 import structlog
 
+from xds.istio.controller import Report
 from xds.operators import (
     STATUS_VERSION,
+    WIRED,
     Service,
     Subject,
     Told,
@@ -36,11 +39,13 @@ from xds.operators import (
     event_name,
     merge,
 )
+from xds.pool import PoolName
 from xds.problems import Problem
+from xds.sources.connection import Connection, Unreachable
+from xds.sources.pause import LONGEST_SECONDS, Pause
 
 REQUESTS_PER_SECOND = 5.0
 TIMEOUT_SECONDS = 10.0
-FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 1.0, 300.0
 LOOK_AGAIN_SECONDS = 3600.0
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 MANAGER = "?fieldManager=weir"
@@ -62,24 +67,34 @@ Said: TypeAlias = Sequence[Mapping[str, str]]  # a pool's conditions
 log = structlog.get_logger()
 
 
+def through(connection: Connection) -> Request:
+    """Requests by the connection that a source has."""
+
+    async def request(method: str, path: str, body: Any, kind: str) -> Answer:
+        where, _, query = path.partition("?")
+        asked = dict(parse_qsl(query))
+        try:
+            async with connection.request(method, where, asked, body, content=kind) as answer:
+                return Answer(answer.status, _decoded(await answer.body()))
+        except Unreachable as error:
+            raise ConnectionError(str(error)) from error
+
+    return request
+
+
+def _decoded(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError:
+        return None
+
+
 class _Away(Exception):
     """Nothing can be written now."""
 
 
 class _Refused(Exception):
     """This cannot be written, or not now."""
-
-
-@dataclass(slots=True)
-class _Pause:
-    attempts: int = 0
-    until: float = 0.0
-
-    def longer(self, now: float, rng: Random) -> None:
-        """Twice as long as the last, with jitter."""
-        whole = min(LONGEST_PAUSE_SECONDS, FIRST_PAUSE_SECONDS * 2.0 ** min(self.attempts, 20))
-        self.attempts += 1
-        self.until = now + whole * rng.uniform(0.5, 1.0)
 
 
 class Writer:
@@ -101,21 +116,36 @@ class Writer:
         self._told = Told()
         self._problems: Sequence[Problem] = ()
         self._wanted: dict[Subject, Said] = {}
+        self._leave: tuple[str, ...] = ()  # conditions that another replica writes
         self._written: dict[Subject, tuple[Said, float]] = {}
-        self._pauses: dict[str, _Pause] = {}  # of single Events and statuses
-        self._pause = _Pause()  # of everything
+        self._pauses: dict[str, Pause] = {}  # of single Events and statuses
+        self._pause = Pause()  # of everything
         self._failing = False
         self._changed = asyncio.Event()
 
-    def tell(self, problems: Iterable[Problem], pools: Iterable[Subject]) -> None:
-        """What is wrong now, and the pools that there are: all that was to be said before goes."""
+    def tell(
+        self,
+        problems: Iterable[Problem],
+        pools: Iterable[Subject],
+        wiring: Mapping[PoolName, Sequence[Report]] | None = None,
+    ) -> None:
+        """What is wrong now, and the pools that there are: all that was to be said before goes.
+
+        `wiring` has where that of pools stands; None where another replica says so.
+        """
         self._problems = tuple(problems)
+        self._leave = (WIRED,) if wiring is None else ()
+        stands = wiring or {}
         of_pools: dict[tuple[str, str], list[Problem]] = {}
         for each in self._problems:
             if each.kind == "InferencePool":
                 of_pools.setdefault((each.namespace, each.name), []).append(each)
         self._wanted = {
-            each: conditions(of_pools.get((each.namespace, each.name), [])) for each in pools
+            each: conditions(
+                of_pools.get((each.namespace, each.name), []),
+                stands.get(f"{each.namespace}/{each.name}", ()),
+            )
+            for each in pools
         }
         self._written = {each: it for each, it in self._written.items() if each in self._wanted}
         known = {*map(_key, self._problems), *map(_key, self._wanted)}
@@ -137,16 +167,16 @@ class Writer:
                 self._pause.longer(self._clock(), self._rng)
                 self._complain(key, str(error))
             except _Refused as error:
-                self._pauses.setdefault(key, _Pause()).longer(self._clock(), self._rng)
+                self._pauses.setdefault(key, Pause()).longer(self._clock(), self._rng)
                 self._complain(key, str(error))
             except Exception:
-                self._pauses.setdefault(key, _Pause()).longer(self._clock(), self._rng)
+                self._pauses.setdefault(key, Pause()).longer(self._clock(), self._rng)
                 if not self._failing:
                     self._failing = True
                     log.exception("what operators should know cannot be written", what=key)
             else:
                 self._pauses.pop(key, None)
-                self._pause = _Pause()
+                self._pause = Pause()
                 if self._failing and not self._pauses:
                     self._failing = False
                     log.info("what operators should know is written again")
@@ -159,7 +189,7 @@ class Writer:
         ready = [
             (pause.attempts, number, job)
             for number, job in enumerate(self._due(now))
-            if (pause := self._pauses.get(_key(job), _Pause())).until <= now
+            if (pause := self._pauses.get(_key(job), Pause())).until <= now
         ]
         return min(ready)[2] if ready else None
 
@@ -179,7 +209,8 @@ class Writer:
         ends = [self._pause.until, *(each.until for each in self._pauses.values())]
         later = [each - now for each in ends if each > now]
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), min([LONGEST_PAUSE_SECONDS, *later]))
+            async with asyncio.timeout(min([LONGEST_SECONDS, *later])):
+                await self._changed.wait()
         if self._clock() < self._pause.until:
             await asyncio.sleep(self._pause.until - self._clock())
 
@@ -222,7 +253,14 @@ class Writer:
         if found.status == GONE:
             return
         parents = (found.body.get("status") or {}).get("parents") or []
-        new = merge(parents, self._service, said, generation=subject.generation, now=self._wall())
+        new = merge(
+            parents,
+            self._service,
+            said,
+            generation=subject.generation,
+            now=self._wall(),
+            leave=self._leave,
+        )
         if new == parents:
             return
         version = found.body["metadata"]["resourceVersion"]

@@ -222,12 +222,12 @@ rules:
   - apiGroups: [gateway.networking.k8s.io]
     resources: [gateways, httproutes]
     verbs: [get, list, watch]
-  - apiGroups: [inference.networking.k8s.io, inference.networking.x-k8s.io]
+  - apiGroups: [inference.networking.k8s.io]
     resources: [inferencepools/status]
     verbs: [patch]
   - apiGroups: [""]
     resources: [events]
-    verbs: [create, patch]
+    verbs: [get, create, patch]
 {{- end }}
 
 {{- define "weir.envoyfilters" }}
@@ -236,6 +236,15 @@ rules:
     resources: [envoyfilters]
     verbs: [get, list, watch, create, update, patch, delete]
   - apiGroups: [networking.istio.io]
-    resources: [destinationrules]
+    resources: [destinationrules, virtualservices]
     verbs: [get, list, watch]
+  {{- if not .Values.namespaces }}
+  # These have no namespace, and no Role can give them.
+  - apiGroups: [""]
+    resources: [namespaces]
+    verbs: [get, list, watch]
+  - apiGroups: [gateway.networking.k8s.io]
+    resources: [gatewayclasses]
+    verbs: [get, list, watch]
+  {{- end }}
 {{- end }}

@@ -36,6 +36,7 @@ A proxy sees the pools of its own namespace; a gateway elsewhere needs a row in 
 {{- if .Values.controller.manageEnvoyFilters }}
 WARNING: controller.manageEnvoyFilters lets Weir write EnvoyFilters {{ if .Values.namespaces }}in {{ join ", " .Values.namespaces }}{{ else }}in every namespace, istiod's included{{ end }}.
 Who can write an EnvoyFilter can rewrite any proxy there{{ if not .Values.namespaces }}, and in istiod's namespace any proxy of the mesh{{ end }}. Set `namespaces` to bound it.
+Instead of step 2: kubectl -n NAMESPACE annotate inferencepool POOL weir.dev/shape=auto; see docs/controller.md.
 {{ end }}
 {{- if and .Values.istio.enabled (not .Values.authorizationPolicy.enabled) .Values.picker.captured }}
 Any workload of the mesh can ask the picker; authorizationPolicy.principals narrows that.
