@@ -10,7 +10,8 @@ from click.testing import CliRunner
 
 from integration.mesh import SHAPES, mesh
 from integration.mesh.istiod import POOL
-from integration.test_shapes import EXT_PROC, VERSIONS, printed
+from integration.test_shapes import EXT_PROC
+from integration.wiring import VERSIONS, printed
 from tests.manifests.objects import ROOT
 from weir.cli import main
 

@@ -17,7 +17,7 @@ from xds.pool import EndpointId
 
 HONOURED = 0.98  # of picks, for what is under way when we look
 CHANCE = 0.05  # above it agreement proves nothing
-DRAWS = 400
+DRAWS = 1000
 MANY = 500  # requests of a round; above it dice are summed up
 
 
