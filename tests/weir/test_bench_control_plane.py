@@ -147,6 +147,9 @@ def test_objects_are_as_long_as_a_clusters_and_say_what_pools_are_made_of():
     pod = kinds.POD.parse(text).object
     assert isinstance(pod, Pod)
     assert pod.status.pod_ip == "127.10.0.1"
+    nodes = map(objects.node, range(objects.NODES))
+    assert pod.spec.node_name in {each["metadata"]["name"] for each in nodes}
+    assert kinds.NODE.parse(json.dumps(objects.node(1)).encode()).object.kind == "Node"
     assert document["metadata"]["managedFields"][1]["fieldsV1"]["f:status"]["f:podIP"] == {}
     pool = kinds.POOL.parse(json.dumps(objects.pool("pool-0", 8000, "1s")).encode()).object
     assert isinstance(pool, InferencePool)

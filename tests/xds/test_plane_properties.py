@@ -96,7 +96,7 @@ def happen(plane, what, now, versions):
                 plane.roll_back(Verdict(type_url, name, "", accepted, 3, 3, "no"))
 
 
-@settings(max_examples=25, deadline=None)  # Envoys' whole configuration takes its time
+@settings(max_examples=25)  # Envoys' whole configuration takes its time
 @given(worlds(), st.lists(st.tuples(happenings, st.booleans()), max_size=15))
 def test_what_was_kept_is_what_would_be_made_again(world, course):
     plane, twin = Plane(STANDALONE), Forgetful(STANDALONE)

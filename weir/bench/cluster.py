@@ -29,8 +29,8 @@ PAGE = 500  # objects of a list
 HISTORY_SECONDS = 600
 SPARE = 256  # addresses beyond those of the first Pods
 STARTING_SECONDS, LOADING_SECONDS = 0.3, 1.0
-PODS, SERVICES, POOLS = (
-    f"{kind.plural}.{kind.group}" for kind in (kinds.POD, kinds.SERVICE, kinds.POOL)
+PODS, SERVICES, POOLS, NODES = (
+    f"{kind.plural}.{kind.group}" for kind in (kinds.POD, kinds.SERVICE, kinds.POOL, kinds.NODE)
 )
 
 
@@ -70,33 +70,40 @@ class Cluster:
     def __init__(self, api: ApiServer, count: int, apps: Sequence[str], port: int) -> None:
         self.replaced = 0
         self._api, self._port = api, port
+        for number in range(objects.NODES):
+            api.store.put(NODES, objects.node(number))
         self._numbers = itertools.count()
         spare = SPARE + count // 4
         self._addresses = deque(f"127.10.{n // 250}.{n % 250 + 1}" for n in range(count + spare))
         self._pods: deque[tuple[str, str, str]] = deque()  # name, app, address; the oldest first
         for number in range(count):
             name, app, address = self._new(apps[number % len(apps)])
-            api.store.put(PODS, objects.pod(name, app, address, port))
+            self._put(name, app, address)
             self._pods.append((name, app, address))
 
     async def replace(self) -> None:
         """One Pod, through everything that an API server tells of it."""
         old, app, freed = self._pods.popleft()
         name, _, address = self._new(app)
-        put, port = self._api.store.put, self._port
-        put(PODS, objects.pod(name, app, "", port, ready=False))
+        self._put(name, app, "", ready=False)
         await asyncio.sleep(STARTING_SECONDS)
-        put(PODS, objects.pod(name, app, address, port, ready=False))
+        self._put(name, app, address, ready=False)
         await asyncio.sleep(LOADING_SECONDS)
-        put(PODS, objects.pod(name, app, address, port))
-        going = objects.pod(old, app, freed, port)
-        going["metadata"]["deletionTimestamp"] = objects.CREATED
-        put(PODS, going)
+        self._put(name, app, address)
+        self._put(old, app, freed, going=True)
         await asyncio.sleep(LOADING_SECONDS)
         self._api.store.delete(PODS, old, objects.NAMESPACE)
         self._pods.append((name, app, address))
         self._addresses.append(freed)
         self.replaced += 1
+
+    def _put(
+        self, name: str, app: str, address: str, *, ready: bool = True, going: bool = False
+    ) -> None:
+        item = objects.pod(name, app, address, self._port, ready=ready)
+        if going:
+            item["metadata"]["deletionTimestamp"] = objects.CREATED
+        self._api.store.put(PODS, item)
 
     def _new(self, app: str) -> tuple[str, str, str]:
         return f"{app}-7c9d8f6b5d-{next(self._numbers):05}", app, self._addresses.popleft()

@@ -1,4 +1,4 @@
-"""Kubernetes objects as long as real ones: a vLLM Deployment's Pods, a Service and a pool of each.
+"""Kubernetes objects as long as real ones: vLLM Deployments' Pods, their Services, pools and Nodes.
 
 A Pod of a cluster is some 8 kB of JSON, of which Weir wants a tenth. Half of the rest is
 managedFields, where the API server notes who set which field; here it is made of the object as the
@@ -13,6 +13,7 @@ Document: TypeAlias = dict[str, Any]
 NAMESPACE = "bench"
 PORT_NAME = "http"
 CREATED = "2026-11-20T08:00:00Z"
+NODES = 125
 
 
 def pool(name: str, port: int, interval: str) -> Document:
@@ -53,6 +54,30 @@ def service(name: str, port: int) -> Document:
     }
 
 
+def node(number: int) -> Document:
+    """A machine, in one of three zones."""
+    name = f"gpu-node-{number}"
+    labels = {
+        "kubernetes.io/hostname": name,
+        "node.kubernetes.io/instance-type": "p5.48xlarge",
+        "topology.kubernetes.io/region": "eu-west-1",
+        "topology.kubernetes.io/zone": f"eu-west-1{'abc'[number % 3]}",
+    }
+    status = {
+        "addresses": [{"type": "InternalIP", "address": f"10.128.{number // 250}.{number % 250}"}],
+        "capacity": {"cpu": "192", "memory": "2Ti", "nvidia.com/gpu": "8", "pods": "250"},
+        "images": [
+            {"names": [f"registry.example/{n}@sha256:{n:064x}"], "sizeBytes": 9_876_543_210}
+            for n in range(40)
+        ],
+    }
+    metadata = _metadata(name, labels) | {
+        "managedFields": [_managed("kubelet", {"status": status}, "status")]
+    }
+    del metadata["namespace"]
+    return {"apiVersion": "v1", "kind": "Node", "metadata": metadata, "status": status}
+
+
 def pod(name: str, app: str, address: str, port: int, *, ready: bool = True) -> Document:
     """A Pod of a pool, captured by ztunnel; without an address it has only been scheduled."""
     labels = {
@@ -60,8 +85,6 @@ def pod(name: str, app: str, address: str, port: int, *, ready: bool = True) -> 
         "app.kubernetes.io/name": app,
         "app.kubernetes.io/version": "v0.32.0",
         "pod-template-hash": "7c9d8f6b5d",
-        "topology.kubernetes.io/region": "eu-west-1",
-        "topology.kubernetes.io/zone": f"eu-west-1{'abc'[digest(name) % 3]}",
     }
     annotations = {
         "ambient.istio.io/redirection": "enabled",
@@ -83,7 +106,8 @@ def pod(name: str, app: str, address: str, port: int, *, ready: bool = True) -> 
             }
         ],
     }
-    spec, status = _pod_spec(app, port), _pod_status(address, ready=ready)
+    spec = _pod_spec(app, port) | {"nodeName": f"gpu-node-{digest(name) % NODES}"}
+    status = _pod_status(address, ready=ready)
     said = {"metadata": {"labels": labels, "annotations": annotations}, "spec": spec}
     metadata["managedFields"] = [
         _managed("kube-controller-manager", said),
@@ -155,7 +179,6 @@ def _item(value: Any) -> str:
 def _pod_spec(app: str, port: int) -> Document:
     probe = {"httpGet": {"path": "/health", "port": PORT_NAME, "scheme": "HTTP"}}
     return {
-        "nodeName": f"gpu-node-{digest(app) % 100}",
         "serviceAccountName": app,
         "schedulerName": "default-scheduler",
         "restartPolicy": "Always",
