@@ -53,8 +53,8 @@ tools: setup
 	done
 
 istio-matrix: setup ## docs/istio-matrix.md: each failure in each shape, run and counted
-	$(BIN)/python -m integration.matrix > docs/istio-matrix.fresh
-	mv docs/istio-matrix.fresh docs/istio-matrix.md
+	$(BIN)/python -m integration.matrix > .istio-matrix || { rm .istio-matrix; exit 1; }
+	mv .istio-matrix docs/istio-matrix.md
 
 lock: setup ## pin what the image installs, with hashes
 	$(BIN)/python -m pip install --quiet uv
