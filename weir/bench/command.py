@@ -142,7 +142,7 @@ def xds(json_path: Path | None) -> None:
         "page_to_weight_seconds": seconds,
     }
     notes = (
-        f"bars, where all are concerned: CPU ratio {pushes.CPU_BAR}, last ACK {pushes.ACK_BAR}",
+        f"bars: CPU ratio {pushes.CPU_BAR}, last ACK {pushes.ACK_BAR}",
         f"memory: {pushes.MEMORY_BAR_KIB:.0f} KiB a stream above the bare server's",
         f"serialisations of a version: {max(row.ours.framings for row in rows)}",
         "from a changed metrics page to a changed weight in Envoy, seconds: "

@@ -73,8 +73,7 @@ class Row:
 
     @property
     def met(self) -> bool:
-        """Bars stand for changes that concern every stream, and for memory."""
-        return self.change == "one" or (
+        return (
             self.cpu_ratio <= CPU_BAR
             and self.ack_ratio <= ACK_BAR
             and self.extra_kib <= MEMORY_BAR_KIB
