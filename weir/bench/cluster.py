@@ -19,8 +19,10 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import cast
 
+from aiohttp import web
+
 from weir.bench import objects, pages
-from weir.bench.apiserver import ApiServer
+from weir.bench.apiserver import ApiServer, place_of
 from weir.ports import free
 from weir.running import run_loop
 from xds.sources import kinds
@@ -32,6 +34,21 @@ STARTING_SECONDS, LOADING_SECONDS = 0.3, 1.0
 PODS, SERVICES, POOLS, NODES = (
     f"{kind.plural}.{kind.group}" for kind in (kinds.POD, kinds.SERVICE, kinds.POOL, kinds.NODE)
 )
+
+
+class _Server(ApiServer):
+    """One that takes the status of pools, which Weir writes when it has started."""
+
+    def _route(self, router: web.UrlDispatcher) -> None:
+        super()._route(router)
+        router.add_patch("/{path:.*}/status", self._take_status)
+
+    async def _take_status(self, request: web.Request) -> web.Response:
+        collection, namespace, name = place_of(request.path)
+        item = self.store.objects[collection, namespace, name]
+        item["status"] = (await request.json())["status"]
+        self.store.put(collection, item)
+        return web.json_response(item)
 
 
 class ModelServers:
@@ -158,7 +175,7 @@ def _listening(port: int) -> socket.socket:
 
 
 async def main(count: int, pools: int, interval: str) -> None:
-    api = ApiServer((f"{kind.plural}.{kind.group}" for kind in kinds.ALWAYS), PAGE)
+    api = _Server((f"{kind.plural}.{kind.group}" for kind in kinds.ALWAYS), PAGE)
     servers, port = ModelServers(), free("0.0.0.0")
     apps = [objects.called(number) for number in range(pools)]
     for app in apps:

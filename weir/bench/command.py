@@ -167,7 +167,7 @@ def control_plane(
     Bars stand for the usual size.
     """
     size = control_planes.Size(
-        pods, pools, interval, settle_seconds=seconds * 0.75, window_seconds=seconds
+        pods, pools, interval, settle_seconds=seconds * 1.5, window_seconds=seconds
     )
     figures = _measured(control_planes.measure(size))
     bars = Table(

@@ -45,7 +45,7 @@ class Size:
     pools: int = 50
     interval: str = "1s"  # of scrapes
     starts: int = 3
-    settle_seconds: float = 15.0
+    settle_seconds: float = 30.0  # Weir writes the status of pools meanwhile, slowly
     window_seconds: float = 20.0
     windows: int = 3
     replaced_a_second: int = 10
@@ -170,7 +170,7 @@ def _mean(windows: Iterable[Window], name: str) -> float:
 
 
 def measure(size: Size) -> Callable[[Path, Callable[[str], None]], Any]:
-    """A run of this size; about four minutes of the usual one."""
+    """A run of this size; about five minutes of the usual one."""
 
     async def run(directory: Path, say: Callable[[str], None]) -> Figures:
         figures = Figures(size)
@@ -319,7 +319,7 @@ class _Bench:
     async def _replacing(self) -> AsyncIterator[None]:
         await self._cluster.ask(f"replace {self._size.replaced_a_second}")
         try:
-            await asyncio.sleep(self._size.settle_seconds / 3)
+            await asyncio.sleep(self._size.settle_seconds / 6)
             yield
         finally:
             await self._cluster.ask("replace 0")
