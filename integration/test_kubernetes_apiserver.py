@@ -18,7 +18,7 @@ from weir.ports import free
 from weir.processes import start, weir
 from xds.access import Identity
 from xds.sources import answers, kinds
-from xds.sources.connection import Cluster, Connection
+from xds.sources.connection import Cluster, connected
 from xds.sources.kubernetes import KubernetesSource, Watching
 from xds.sources.reflector import State
 from xds.sources.tokens import TokenReviews
@@ -145,21 +145,11 @@ async def plane(tmp_path):
 
 
 @asynccontextmanager
-async def connected(path: Path):
-    connection = Connection(Cluster(path))
-    await connection.open()
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
 async def watching(plane: ControlPlane, path: Path):
     """A source that watches as a service account that may do no more than it has to."""
     await account(plane, "weir", RULES)
     config = plane.kubeconfig(path / "kubeconfig", await token(plane, "weir"))
-    async with connected(config) as connection, asyncio.TaskGroup() as tasks:
+    async with connected(Cluster(config)) as connection, asyncio.TaskGroup() as tasks:
         source = KubernetesSource(connection, Watching(), rng=Impatient())
         running = tasks.create_task(source.run())
         yield source
@@ -257,7 +247,7 @@ async def test_a_permission_that_is_missing_is_said_and_may_be_given_later(plane
     await add_pool(plane)
     await account(plane, "poor", [rule for rule in RULES if rule["resources"] != ["pods"]])
     config = plane.kubeconfig(tmp_path / "kubeconfig", await token(plane, "poor"))
-    async with connected(config) as connection, asyncio.TaskGroup() as tasks:
+    async with connected(Cluster(config)) as connection, asyncio.TaskGroup() as tasks:
         source = KubernetesSource(connection, Watching(), rng=Impatient())
         running = tasks.create_task(source.run())
         await until(lambda: feed(source, kinds.POD).reflector.state is State.FORBIDDEN)
@@ -272,7 +262,7 @@ async def test_a_permission_that_is_missing_is_said_and_may_be_given_later(plane
 async def test_lists_come_in_pages_and_watches_end_with_a_bookmark(plane, tmp_path):
     for number in range(5):
         await add_pod(plane, f"llm-{number}", f"10.1.0.{number}")
-    async with connected(plane.kubeconfig(tmp_path / "kubeconfig")) as connection:
+    async with connected(Cluster(plane.kubeconfig(tmp_path / "kubeconfig"))) as connection:
         more, seen, pages = "", 0, 0
         while pages == 0 or more:
             query = {"limit": "2"} | ({"continue": more} if more else {})
@@ -303,7 +293,7 @@ async def test_tokens_are_checked_by_the_api_server(plane, tmp_path):
     other = await token(plane, "gateway")
     forged = good[:-8] + "AAAAAAAA"
     config = plane.kubeconfig(tmp_path / "kubeconfig", await token(plane, "weir"))
-    async with connected(config) as connection:
+    async with connected(Cluster(config)) as connection:
         reviews = TokenReviews(connection, ["istio-ca"])
         assert await reviews(good) == Identity("default", "gateway", "token")
         for bad in (other, forged, "nonsense"):

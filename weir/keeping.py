@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from weir.istio.options import XDS_ADDRESS, host
+from weir.options import with_options
 from xds.istio.controller import SETTLE_SECONDS
 from xds.istio.shapes.inventory import parse_version
 from xds.istio.shapes.wiring import Host, ShapeError, Version
@@ -82,9 +83,7 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
             raise click.UsageError(f"--istio-version, --picker-address and --peer go with {MANAGE}")
         command(service=Service(xds.namespace, xds.service), keeper=keeper, **options)
 
-    for option in reversed(OPTIONS):
-        with_keeper = option(with_keeper)
-    return with_keeper
+    return with_options(with_keeper, OPTIONS)
 
 
 def _host(option: str, address: str) -> Host:

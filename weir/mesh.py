@@ -7,9 +7,9 @@ from typing import Any
 
 import click
 
+from weir.options import FILE, with_options
 from xds.hbone_tls import MeshCredentials
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 OPTIONS = (
     click.option(
         "--mesh-cert",
@@ -31,9 +31,7 @@ def mesh_options(command: Callable[..., None]) -> Callable[..., None]:
         files = [options.pop(name) for name in ("mesh_cert", "mesh_key", "mesh_ca")]
         command(mesh=_credentials(files, options.pop("trust_domain")), **options)
 
-    for option in reversed(OPTIONS):
-        with_mesh = option(with_mesh)
-    return with_mesh
+    return with_options(with_mesh, OPTIONS)
 
 
 def _credentials(files: list[Path | None], trust_domain: str) -> MeshCredentials | None:

@@ -8,10 +8,9 @@ import click
 
 from picker.app import PickerOptions, run
 from picker.callers import Callers
+from weir.options import FILE
 from weir.running import run_until_told
 from xds.client import Credentials
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
 
 
 @click.command("picker")

@@ -7,6 +7,7 @@ import click
 
 from weir.keeping import keeping_options
 from weir.mesh import mesh_options
+from weir.options import DIRECTORY, FILE
 from weir.running import run_until_told
 from xds.app import ServeOptions, serve
 from xds.hbone_tls import MeshCredentials
@@ -17,13 +18,11 @@ from xds.sources.connection import Cluster
 from xds.sources.kubernetes import Watching
 from xds.standalone import BODY_MODES, Filters, Standalone
 
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-
 
 @click.command("serve")
 @click.option(
     "--config",
-    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    type=DIRECTORY,
     help="Directory of Kubernetes manifests: InferencePools, Pods, InferenceObjectives.",
 )
 @click.option("--kubernetes", is_flag=True, help="Watch a cluster instead of a directory.")

@@ -15,7 +15,7 @@ from xds.manifests import Pod
 from xds.operators import Subject
 from xds.sources import kinds
 from xds.sources.answers import Failure
-from xds.sources.connection import Cluster, ClusterError, Connection, Unreachable
+from xds.sources.connection import Cluster, ClusterError, Connection, Unreachable, connected
 from xds.sources.feed import Feed
 from xds.sources.kubernetes import KubernetesSource, Watching
 from xds.sources.reflector import State
@@ -69,19 +69,9 @@ def pool(name="llm", app="llm", port=8000, namespace="ns", **spec):
 
 
 @asynccontextmanager
-async def connected(path):
-    connection = Connection(Cluster(path))
-    await connection.open()
-    try:
-        yield connection
-    finally:
-        await connection.close()
-
-
-@asynccontextmanager
 async def following(path, kind=kinds.POD):
     """A feed of one kind, running."""
-    async with connected(path) as connection, asyncio.TaskGroup() as tasks:
+    async with connected(Cluster(path)) as connection, asyncio.TaskGroup() as tasks:
         feed = Feed(kind, "", connection, lambda _feed, _keys: None, Impatient())
         running = tasks.create_task(feed.run())
         yield feed
@@ -347,7 +337,7 @@ async def cluster(tmp_path, *items, installed=INSTALLED, **watching):
         put(api, item)
     await api.start()
     try:
-        async with connected(kubeconfig(tmp_path / "kubeconfig", api.url)) as connection:
+        async with connected(Cluster(kubeconfig(tmp_path / "kubeconfig", api.url))) as connection:
             source = KubernetesSource(connection, Watching(**watching), rng=Impatient())
             async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(source.run())
@@ -767,7 +757,9 @@ async def test_no_way_to_an_api_server_says_what_to_do(tmp_path):
 
 
 async def test_an_api_server_that_nobody_listens_for_is_unreachable(tmp_path):
-    async with connected(kubeconfig(tmp_path / "kubeconfig", ApiServer([]).url)) as connection:
+    async with connected(
+        Cluster(kubeconfig(tmp_path / "kubeconfig", ApiServer([]).url))
+    ) as connection:
         with pytest.raises(Unreachable):
             async with connection.request("GET", "/api/v1/pods"):
                 pass

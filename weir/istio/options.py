@@ -4,12 +4,12 @@ import functools
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 
 from weir.istio import source
+from weir.options import DIRECTORY, FILE, Decorator, with_options
 from xds import registry
 from xds.istio.shapes.inventory import Inventory, inventory, parse_version
 from xds.istio.shapes.wiring import Host, Istio, ShapeError, Version
@@ -17,10 +17,6 @@ from xds.manifests import ManifestError
 from xds.pool import Policy, PoolName
 from xds.sources.connection import Cluster
 
-Decorator: TypeAlias = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-FILE = click.Path(exists=True, dir_okay=False, path_type=Path)
-DIRECTORY = click.Path(exists=True, file_okay=False, path_type=Path)
 XDS_ADDRESS = "weir-xds.weir.svc.cluster.local:15010"
 
 _SOURCE = (
@@ -52,9 +48,7 @@ def source_options(*, required: bool) -> Decorator:
             place = source.Place(config, cluster) if config or live else None
             return command(place=place, **options)
 
-        for option in reversed(_SOURCE):
-            with_place = option(with_place)
-        return with_place
+        return with_options(with_place, _SOURCE)
 
     return decorate
 

@@ -10,7 +10,7 @@ from typing import Any
 from xds.istio.objects import KINDS
 from xds.manifests import Manifest, ManifestError, convert, read
 from xds.sources import kinds
-from xds.sources.connection import Cluster, Connection, Unreachable
+from xds.sources.connection import Cluster, Connection, Unreachable, connected
 from xds.sources.kinds import Kind
 
 SUFFIXES = (".yaml", ".yml", ".json")
@@ -54,24 +54,18 @@ def _from_files(config: Path) -> Iterator[Manifest]:
 
 
 async def _from_cluster(cluster: Cluster) -> list[Manifest]:
-    connection = Connection(cluster)
+    found: dict[tuple[str, str, str], Manifest] = {}
     try:
-        await connection.open()
-        found: dict[tuple[str, str, str], Manifest] = {}
-        for kind in LIVE:
-            for document in await _listed(connection, kind):
+        async with connected(cluster) as connection:
+            for kind in LIVE:
                 wanted = kind.typed or KINDS[kind.group, kind.name]
-                manifest = convert(
-                    document if kind.convert is None else kind.convert(document),
-                    wanted,
-                    kinds.SOURCE,
-                )
-                found.setdefault(manifest.key, manifest)  # of two InferencePools the v1 counts
-        return list(found.values())
+                for document in await _listed(connection, kind):
+                    newest = document if kind.convert is None else kind.convert(document)
+                    manifest = convert(newest, wanted, kinds.SOURCE)
+                    found.setdefault(manifest.key, manifest)  # of two InferencePools the v1 counts
     except Unreachable as error:
         raise ConnectionError(f"the API server does not answer: {error}") from error
-    finally:
-        await connection.close()
+    return list(found.values())
 
 
 async def _listed(connection: Connection, kind: Kind) -> list[dict[str, Any]]:

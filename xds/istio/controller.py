@@ -125,9 +125,9 @@ def decide(  # noqa: PLR0913 - the whole of what there is to know
         needed |= keys
     for pool, reason in sorted(kept.items()):
         reports.append(Report(pool, "", done=False, says=reason))
-        needed |= {key for key, item in present.items() if _note(item, POOL) == pool}
+        needed |= {key for key, item in present.items() if note(item, POOL) == pool}
         # What is shared with others stays too: nobody can tell that it is not needed.
-        needed |= {key for key, item in present.items() if not _note(item, POOL)}
+        needed |= {key for key, item in present.items() if not note(item, POOL)}
     orphans = {key: item for key, item in present.items() if key not in needed | apply.keys()}
     delete, since = _retreat(orphans, before.since if before else {}, now, settle)
     return Decision(tuple(apply.values()), tuple(sorted(delete)), tuple(reports), since)
@@ -137,7 +137,6 @@ def _advance(
     wanted: Wanted, present: Mapping[Key, Object], proxies: Proxies
 ) -> tuple[Report, Sequence[Object], set[Key]]:
     """How far one place is, what to apply next, and which objects it needs meanwhile."""
-    keys = {key for step in wanted.steps for key in _keys(step)}
     first = wanted.probe or wanted.steps[0]
     for number, step in enumerate(wanted.steps, 1):
         news = [item for item in step if not _is_there(item, present)]
@@ -145,21 +144,16 @@ def _advance(
         if not news and not ask:
             continue
         title = f"step {number} of {len(wanted.steps)}"
-        if number == 1 and ask:
-            return _report(wanted, f"{title} waits: {ask}"), (), keys | _keys(wanted.probe)
-        if number == 1 and not any(_keys(each) <= present.keys() for each in (first, step)):
+        begun = any(_keys(each) <= present.keys() for each in (first, step))
+        if number == 1 and not begun and not ask:
             # Nobody is sent to what a place begins with: it needs no proof.
-            return (
-                _report(wanted, "the probe" if wanted.probe else title),
-                first,
-                keys | _keys(first),
-            )
-        if reason := _unproven(wanted, proxies):
-            return _report(wanted, f"{title} waits: {reason}"), (), keys | _keys(wanted.probe)
-        if ask:
-            return _report(wanted, f"{title} waits: {ask}"), (), keys | _keys(wanted.probe)
-        return _report(wanted, title), news, keys | _keys(wanted.probe)
-    return _report(wanted, "in place", done=True), (), keys
+            return _report(wanted, "the probe" if wanted.probe else title), first, wanted.keys
+        reason = ask if number == 1 else ""
+        if reason := reason or _unproven(wanted, proxies) or ask:
+            return _report(wanted, f"{title} waits: {reason}"), (), wanted.keys
+        return _report(wanted, title), news, wanted.keys
+    lasting = {key for step in wanted.steps for key in _keys(step)}
+    return _report(wanted, "in place", done=True), (), lasting
 
 
 def _unproven(wanted: Wanted, proxies: Proxies) -> str:
@@ -189,7 +183,7 @@ def _retreat(
     since: dict[tuple[Place, int], float] = {}
     places: dict[Place, dict[Key, int]] = {}
     for key, item in orphans.items():
-        place = _note(item, POOL), _note(item, GATEWAY)
+        place = note(item, POOL), note(item, GATEWAY)
         places.setdefault(place, {})[key] = _step(item)
     for place, steps in places.items():
         pool, gateway = place
@@ -224,10 +218,11 @@ def _is_there(item: Object, present: Mapping[Key, Object]) -> bool:
     )
 
 
-def _note(item: Object, name: str) -> str:
+def note(item: Object, name: str) -> str:
+    """An annotation; nothing where there is none."""
     return str(item["metadata"].get("annotations", {}).get(name, ""))
 
 
 def _step(item: Object) -> int:
-    said = _note(item, STEP)
+    said = note(item, STEP)
     return int(said) if said.isdecimal() else 0

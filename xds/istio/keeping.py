@@ -27,7 +27,17 @@ Services and HTTPRoutes are the operator's. The step that needs one asks for it.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xds.istio.controller import POOL, STEP, Key, Object, Place, Report, Wanted, key_of
+from xds.istio.controller import (
+    POOL,
+    STEP,
+    Key,
+    Object,
+    Place,
+    Report,
+    Wanted,
+    key_of,
+    note,
+)
 from xds.istio.shapes.build import build, probe
 from xds.istio.shapes.choice import wirings
 from xds.istio.shapes.inventory import ISTIOD, Inventory, parse_version
@@ -233,8 +243,8 @@ def _refuse_others(
 def _old_shape(wanted: Wanted, shape: Shape, present: Mapping[Key, Object]) -> str:
     """The shape that objects of these names have now, if it is another."""
     for key in sorted(wanted.keys & present.keys()):
-        said = _note(present[key], SHAPE)
-        if said and said != shape.value and _note(present[key], STEP) != "0":
+        said = note(present[key], SHAPE)
+        if said and said != shape.value and note(present[key], STEP) != "0":
             return said
     return ""
 
@@ -247,13 +257,13 @@ def _held(have: Have, xds: Host, needed: set[Key]) -> Iterator[tuple[PoolName, s
         if key not in needed and is_kept_by(item, xds)
     }
     for key, item in sorted(going.items()):
-        pool = _note(item, POOL)
+        pool = note(item, POOL)
         if not pool:
             continue  # it stays as long as anything is held
         spaces = (key[1], pool.partition("/")[0])
         if why := next((have.unread[each] for each in spaces if each in have.unread), ""):
             yield pool, f"{why}; {HELD}"
-        elif _note(item, SHAPE) == Shape.WAYPOINT_INFERENCEPOOL.value:
+        elif note(item, SHAPE) == Shape.WAYPOINT_INFERENCEPOOL.value:
             try:
                 for way in unwirings(have.inventory, pool):
                     if way.shape is Shape.WAYPOINT_INFERENCEPOOL:
@@ -271,7 +281,3 @@ def _unserved(have: Have) -> Iterator[PoolName]:
 
 def _keeper(item: Object) -> str:
     return str(item["metadata"].get("labels", {}).get(KEPT_BY, ""))
-
-
-def _note(item: Object, name: str) -> str:
-    return str(item["metadata"].get("annotations", {}).get(name, ""))

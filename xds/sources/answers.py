@@ -26,6 +26,11 @@ class Failure:
     retry_after: float | None = None
 
 
+def is_away(status: int) -> bool:
+    """Whether this is the server's trouble, or its trouble with us, and not the request's fault."""
+    return status in (401, 408, 429) or status >= 500
+
+
 class ListMetadata(Struct):
     version: str = field(default="", name="resourceVersion")
     continuation: str = field(default="", name="continue")

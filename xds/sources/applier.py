@@ -21,6 +21,7 @@ from typing import Any
 import structlog
 
 from xds.istio.controller import Key, Object, key_of
+from xds.sources.answers import is_away
 from xds.sources.connection import APPLY, Answer, Connection, Unreachable
 from xds.sources.kinds import Kind
 from xds.sources.pause import Pause
@@ -29,7 +30,6 @@ MANAGER = {"fieldManager": "weir"}
 ANSWER_SECONDS = 10.0
 LONGEST_AWAY_SECONDS = 30.0
 WELL = {"DELETE": (200, 202, 404, 409)}
-AWAY = (401, 408, 429)  # and 5xx: not this object's fault
 
 log = structlog.get_logger()
 
@@ -143,7 +143,7 @@ class Applier:
 
     async def _wrong(self, answer: Answer, method: str) -> Exception:
         failure = await answer.failure()
-        if failure.status in AWAY or failure.status >= 500:
+        if is_away(failure.status):
             return _Away(f"status {failure.status}: {failure.message}")
         if failure.status == 403:
             return _Refused(f"forbidden; grant {method.lower()}: {failure.message}")

@@ -196,6 +196,17 @@ class Connection:
             await before.close()
 
 
+@asynccontextmanager
+async def connected(cluster: Cluster) -> AsyncIterator[Connection]:
+    """A connection for as long as the block runs. Raises `ClusterError`."""
+    connection = Connection(cluster)
+    try:
+        await connection.open()
+        yield connection
+    finally:
+        await connection.close()
+
+
 async def _client(cluster: Cluster) -> Any:
     try:
         from kubernetes.aio import client, config  # noqa: PLC0415 - an extra

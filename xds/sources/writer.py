@@ -41,6 +41,7 @@ from xds.operators import (
 )
 from xds.pool import PoolName
 from xds.problems import Problem
+from xds.sources.answers import is_away
 from xds.sources.connection import Connection, Unreachable
 from xds.sources.pause import LONGEST_SECONDS, Pause
 
@@ -50,7 +51,6 @@ LOOK_AGAIN_SECONDS = 3600.0
 JSON, MERGE_PATCH = "application/json", "application/merge-patch+json"
 MANAGER = "?fieldManager=weir"
 OK, CREATED, GONE, CONFLICT = 200, 201, 404, 409
-AWAY = (401, 408, 429)  # and 5xx: not this request's fault
 
 
 class Answer(NamedTuple):
@@ -277,7 +277,7 @@ class Writer:
                 answer = await self._request(method, path, body, kind)
         except (OSError, aiohttp.ClientError) as error:
             raise _Away(f"{method} {path}: {str(error) or type(error).__name__}") from error
-        if answer.status in AWAY or answer.status >= 500:
+        if is_away(answer.status):
             raise _Away(f"{method} {path}: status {answer.status}")
         return answer
 
