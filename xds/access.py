@@ -14,7 +14,7 @@ nobody proves anything and everybody sees everything; that port has to be asked 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,6 +44,7 @@ class Node:
     namespace: str = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     build: str = ""  # what it runs: two clients of one build judge alike
+    tunnels: bool = True  # does it open HBONE tunnels, where a Pod takes them?
 
     @staticmethod
     def of(message: Any) -> "Node":
@@ -51,7 +52,7 @@ class Node:
         parts = message.id.split("~")
         istio = len(parts) == 4 and parts[0] in PROXY_TYPES
         fields = message.metadata.fields
-        namespace = fields["NAMESPACE"].string_value if "NAMESPACE" in fields else ""
+        namespace = _text(fields, "NAMESPACE")
         if istio and not namespace:
             namespace = parts[2].rpartition(".")[2]
         labels = fields["LABELS"].struct_value.fields if "LABELS" in fields else {}
@@ -61,6 +62,9 @@ class Node:
             namespace=namespace,
             labels={key: labels[key].string_value for key in labels},
             build=_build(message, fields),
+            tunnels=not (
+                _is_true(fields, "DISABLE_HBONE_SEND") or _text(fields, "GENERATOR") == "grpc"
+            ),
         )
 
 
@@ -71,18 +75,35 @@ def _build(message: Any, fields: Any) -> str:
         if message.HasField("user_agent_build_version")
         else ""
     )
-    istio = fields["ISTIO_VERSION"].string_value if "ISTIO_VERSION" in fields else ""
+    istio = _text(fields, "ISTIO_VERSION")
     return " ".join(part for part in (message.user_agent_name, version, istio) if part)
+
+
+def _text(fields: Any, name: str) -> str:
+    return str(fields[name].string_value) if name in fields else ""
+
+
+def _is_true(fields: Any, name: str) -> bool:
+    """Istio's StringBool: a bool, or a string that Go's ParseBool takes."""
+    said = _text(fields, name)
+    return said in ("1", "t", "T", "true", "TRUE", "True") or (
+        name in fields and fields[name].bool_value
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """The pools that a client may see, as patterns of "<namespace>/<pool>"."""
+    """The pools that a client may see, as patterns of "<namespace>/<pool>", and in which form."""
 
     patterns: frozenset[str]
+    tunnels: bool = True
 
     def admits(self, pool: PoolName) -> bool:
         return any(fnmatchcase(pool, pattern) for pattern in self.patterns)
+
+    @property
+    def everything(self) -> bool:
+        return "*" in self.patterns
 
     @property
     def namespace(self) -> str | None:
@@ -125,6 +146,11 @@ def scope_of(identity: Identity | None, node: Node, grants: Sequence[Grant] = ()
 
     Raises `Denied` where node and identity contradict each other.
     """
+    seen = _seen(identity, node, grants)
+    return seen if node.tunnels else replace(seen, tunnels=False)
+
+
+def _seen(identity: Identity | None, node: Node, grants: Sequence[Grant]) -> Scope:
     if identity is None:
         return EVERYTHING
     if node.namespace and node.namespace != identity.namespace:

@@ -14,7 +14,7 @@ import grpc
 import grpc.aio
 from google.protobuf.message import DecodeError
 
-from xds.access import EVERYTHING, Denied, Identity, Node, scope_of
+from xds.access import Denied, Identity, Node, scope_of
 from xds.proto.envoy.admin.v3 import config_dump_shared_pb2 as shared
 from xds.proto.envoy.service.status.v3 import csds_pb2
 from xds.session import Session
@@ -66,7 +66,7 @@ def client_status(
     ids = {matcher.node_id.exact for matcher in request.node_matchers if matcher.node_id.exact}
     response = csds_pb2.ClientStatusResponse()
     for session in server.clients:
-        seen = scope == EVERYTHING or (
+        seen = scope.everything or (
             identity is not None
             and session.identity is not None
             and session.identity.namespace == identity.namespace

@@ -54,8 +54,8 @@ class Body(Enum):
 class Mesh:
     """What Istio knows of a Pod; nothing, where there is no Istio."""
 
-    captured: bool = False  # by ztunnel: reached through HBONE
-    sidecar: bool = False
+    captured: bool = False  # takes HBONE: by ztunnel, or a sidecar that does
+    sidecar: bool = False  # with Istio's own mutual TLS
     workload: str = ""  # as istiod writes it into metadata
     region: str = ""
     zone: str = ""

@@ -4,6 +4,9 @@ Every resource belongs to a pool (`Snapshot.owners`), or is nobody's and shown t
 who see everything. A tenant that sees one namespace whole gets listeners, routes and clusters that
 were composed for that namespace alone (`Snapshot.tenants`): the common ones name everybody's pools.
 
+A client that opens no tunnels gets the assignments of captured Pods with their plain addresses, as
+istiod would write them for it: what it says of itself decides, and it can only lose by it.
+
 Views are shared: all clients with the same scope have the same object, and a type of which nothing
 changed for them keeps its identity, so that "is there news?" stays one comparison.
 """
@@ -11,7 +14,8 @@ changed for them keeps its identity, so that "is there news?" stays one comparis
 from collections.abc import Mapping
 
 from xds.access import EVERYTHING, Scope
-from xds.snapshot import Resources, Snapshot, version_of
+from xds.istio.assignment import without_tunnels
+from xds.snapshot import Resource, Resources, Snapshot, TypeUrl, version_of
 
 
 class Views:
@@ -68,10 +72,19 @@ def _admitted(
     resources: Resources, owners: Mapping[str, str], scope: Scope, before: Resources | None
 ) -> Resources:
     named = {
-        name: resource
+        name: resource if scope.tunnels else _plain(resource)
         for name, resource in resources.by_name.items()
-        if (owner := owners.get(name)) is not None and scope.admits(owner)
+        if scope.everything or ((owner := owners.get(name)) is not None and scope.admits(owner))
     }
     if before is not None and named == before.by_name:
         return before
     return Resources(version_of(named.values()), named)
+
+
+def _plain(resource: Resource) -> Resource:
+    if resource.type_url != TypeUrl.ENDPOINT:
+        return resource
+    if resource.plain is None:
+        body = without_tunnels(resource.body)
+        resource.plain = Resource(resource.type_url, resource.name, body)
+    return resource.plain

@@ -43,7 +43,9 @@ class TypeUrl(StrEnum):
 class Resource:
     """One version of one resource. Equal where type, name and bytes are."""
 
-    __slots__ = ("_delta", "_sotw", "alone", "body", "framings", "name", "type_url", "version")
+    __slots__ = (
+        *("_delta", "_sotw", "alone", "body", "framings", "name", "plain", "type_url", "version"),
+    )
 
     def __init__(self, type_url: str, name: ResourceName, body: bytes) -> None:
         self.type_url = type_url
@@ -54,6 +56,8 @@ class Resource:
         # The last response that was this resource alone, kept by `xds.subscription`: streams that
         # are in step with each other are sent the same.
         self.alone: object = None
+        # The same for clients that open no tunnels, made by `xds.scoping` for the first of them.
+        self.plain: Resource | None = None
         self._sotw: bytes | None = None
         self._delta: bytes | None = None
 

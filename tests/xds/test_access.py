@@ -75,6 +75,21 @@ def test_a_grant_adds_pools_to_those_it_describes_and_to_nobody_else():
     assert scope_of(Identity("weir-system", "picker"), node(), GRANTS) is EVERYTHING
 
 
+def test_a_client_that_opens_no_tunnels_says_so_and_sees_what_others_see():
+    for metadata in (
+        {"DISABLE_HBONE_SEND": "true"},
+        {"DISABLE_HBONE_SEND": "1"},
+        {"DISABLE_HBONE_SEND": True},
+        {"GENERATOR": "grpc"},
+    ):
+        for identity in (None, TEAM):
+            scope = scope_of(identity, node("x", **metadata), GRANTS)
+            assert not scope.tunnels
+            assert scope.patterns == scope_of(identity, node("x"), GRANTS).patterns
+    for metadata in ({}, {"DISABLE_HBONE_SEND": "false"}, {"ENABLE_HBONE": "false"}):
+        assert scope_of(TEAM, node("sidecar~1~pod.team~x", **metadata)).tunnels
+
+
 def test_a_pattern_is_not_a_namespace():
     assert Scope(frozenset({"team-*/*"})).namespace is None
     assert Scope(frozenset({"team/chat"})).namespace is None

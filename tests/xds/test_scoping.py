@@ -1,4 +1,6 @@
 from xds.access import EVERYTHING, NOTHING, Scope
+from xds.istio.assignment import assignment
+from xds.pool import Endpoint, IstioCluster, Mesh, Share
 from xds.scoping import Views
 from xds.snapshot import Snapshot, TypeUrl
 
@@ -40,6 +42,30 @@ def test_what_has_no_owner_is_shown_to_nobody_but_those_who_see_everything():
     assert names(pattern, ROUTE) == []
     assert names(Views().view(whole, NOTHING), ENDPOINT) == []
     assert Views().view(whole, EVERYTHING) is whole
+
+
+def test_a_client_without_tunnels_has_plain_addresses_and_all_else_as_others():
+    pods = [
+        Endpoint(f"10.0.0.{n}:80", f"a/{n}", f"10.0.0.{n}", 80, mesh=Mesh(captured=captured))
+        for n, captured in ((1, True), (2, False))
+    ]
+    bodies = {
+        cluster: assignment(IstioCluster(cluster), [pod], {pod.id: Share(1)})
+        for cluster, pod in zip(("captured", "plain"), pods, strict=True)
+    }
+    whole = Snapshot.of(
+        {CLUSTER: {"c": b"1", "nobodys": b"2"}, ENDPOINT: bodies}, None, {"c": "a/x"}
+    )
+    views = Views()
+    view = views.view(whole, Scope(frozenset({"*"}), tunnels=False))
+    assert view.types[CLUSTER].by_name == whole.types[CLUSTER].by_name
+    assert b"connect_originate" in whole.get(ENDPOINT, "captured").body
+    assert b"connect_originate" not in view.get(ENDPOINT, "captured").body
+    assert view.get(ENDPOINT, "plain") == whole.get(ENDPOINT, "plain")
+    assert names(Views().view(whole, Scope(frozenset({"b/*"}), tunnels=False)), ENDPOINT) == []
+    later = whole.updated({ENDPOINT: {"plain": b""}})
+    after = views.view(later, Scope(frozenset({"*"}), tunnels=False))
+    assert after.get(ENDPOINT, "captured") is view.get(ENDPOINT, "captured"), "framed once"
 
 
 def test_anothers_change_is_no_news():

@@ -15,7 +15,10 @@ Sources are files of istio/istio at 86c9f01f:
     captured by ztunnel    internal, connect_originate, ip:port  the tunnel's destination; and to an
                                                                  outbound cluster, tunnel: http
     with a sidecar         socket                                tlsMode: istio
+    both                   of an outbound cluster as with a sidecar, else as captured, with tlsMode
     neither                socket                                -
+
+A client that opens no tunnels (`xds.access.Node.tunnels`) has sockets everywhere.
 """
 
 import hashlib
@@ -30,13 +33,15 @@ SHADOW_PORT = 54321
 ORIGINATE = "connect_originate"
 ORIGINAL_DST = "envoy.filters.listener.original_dst"
 SOCKET_MATCH = "envoy.transport_socket_match"
+TUNNELLED = {"tunnel": "http"}
 OVERPROVISIONING = 140
 LATEST = "latest"
 CLUSTER_ID = "Kubernetes"  # istiod's own default
 NAME_LABELS = ("service.istio.io/canonical-name", "app.kubernetes.io/name", "app")
 REVISION_LABELS = ("service.istio.io/canonical-revision", "app.kubernetes.io/version", "version")
 REDIRECTION = "ambient.istio.io/redirection"
-SIDECAR_STATUS = "sidecar.istio.io/status"
+TUNNEL = "networking.istio.io/tunnel"
+TLS_MODE = "security.istio.io/tlsMode"  # the injector writes it; an operator may
 LOCALITY = "istio-locality"  # on a Pod: "region.zone.subzone", or with slashes
 REGION_LABELS = ("topology.kubernetes.io/region", "failure-domain.beta.kubernetes.io/region")
 ZONE_LABELS = ("topology.kubernetes.io/zone", "failure-domain.beta.kubernetes.io/zone")
@@ -81,11 +86,10 @@ def mesh(
     revision = next((labels[key] for key in REVISION_LABELS if labels.get(key)), LATEST)
     if revision == LATEST:
         revision = ""
-    captured = annotations.get(REDIRECTION) == "enabled"
     region, zone, subzone = locality(labels, node)
     return Mesh(
-        captured=captured or labels.get("networking.istio.io/tunnel") == "http",
-        sidecar=not captured and SIDECAR_STATUS in annotations,
+        captured=annotations.get(REDIRECTION) == "enabled" or labels.get(TUNNEL) == "http",
+        sidecar=labels.get(TLS_MODE) == "istio",
         workload=f"{name};{namespace};{canonical};{revision};{CLUSTER_ID}",
         region=region,
         zone=zone,
@@ -156,15 +160,33 @@ def _address(
     item: endpoint_components_pb2.LbEndpoint, endpoint: Endpoint, cluster: IstioCluster
 ) -> None:
     where, metadata = endpoint.mesh, item.metadata.filter_metadata
-    if where.captured:
+    match = {"tlsMode": "istio"} if where.sidecar else {}
+    if where.captured and (cluster.vip or not where.sidecar):
         internal = item.endpoint.address.envoy_internal_address
         internal.server_listener_name, internal.endpoint_id = ORIGINATE, endpoint.id
         metadata[ORIGINAL_DST].update({"local": endpoint.id})
-        if not cluster.vip:
-            metadata[SOCKET_MATCH].update({"tunnel": "http"})
+        match = match if cluster.vip else TUNNELLED
     else:
         address = item.endpoint.address.socket_address
         address.address, address.port_value = endpoint.address, endpoint.port
-        if where.sidecar:
-            metadata[SOCKET_MATCH].update({"tlsMode": "istio"})
+    if match:
+        metadata[SOCKET_MATCH].update(match)
     metadata["istio"].update({"workload": where.workload})
+
+
+def without_tunnels(body: bytes) -> bytes:
+    """The same assignment for a client that opens no tunnels: sockets instead of them."""
+    message = endpoint_pb2.ClusterLoadAssignment.FromString(body)
+    for locality in message.endpoints:
+        for item in locality.lb_endpoints:
+            address = item.endpoint.address
+            if not address.HasField("envoy_internal_address"):
+                continue
+            host, _, port = address.envoy_internal_address.endpoint_id.rpartition(":")
+            address.socket_address.address = host.strip("[]")
+            address.socket_address.port_value = int(port)
+            metadata = item.metadata.filter_metadata
+            del metadata[ORIGINAL_DST]
+            if SOCKET_MATCH in metadata and "tunnel" in metadata[SOCKET_MATCH]:
+                del metadata[SOCKET_MATCH]
+    return message.SerializeToString(deterministic=True)

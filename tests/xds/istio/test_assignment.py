@@ -107,6 +107,22 @@ def test_a_shadow_services_name_is_istiods_and_fits():
             "socket",
             {"envoy.transport_socket_match": {"tlsMode": "istio"}},
         ),
+        # a sidecar that takes HBONE too: its own mTLS first, but for a vip
+        (
+            Mesh(captured=True, sidecar=True),
+            False,
+            "socket",
+            {"envoy.transport_socket_match": {"tlsMode": "istio"}},
+        ),
+        (
+            Mesh(captured=True, sidecar=True),
+            True,
+            "internal",
+            {
+                "envoy.filters.listener.original_dst": {"local": "10.0.0.1:8000"},
+                "envoy.transport_socket_match": {"tlsMode": "istio"},
+            },
+        ),
         # out of the mesh: plain
         (Mesh(), False, "socket", {}),
     ],
@@ -119,6 +135,50 @@ def test_an_endpoint_is_reached_as_its_pod_is_in_the_mesh(mesh, vip, address, me
     found = dict(item["metadata"]["filter_metadata"])
     assert found.pop("istio") == {"workload": ""}
     assert found == metadata
+
+
+@pytest.mark.parametrize("vip", [False, True])
+@pytest.mark.parametrize("sidecar", [False, True])
+@pytest.mark.parametrize("address", ["10.0.0.1", "2001:db8::1"])
+def test_without_tunnels_an_assignment_is_that_of_pods_that_take_none(vip, sidecar, address):
+    """endpoint_builder.go: DisableHBONESend, and clients of gRPC's own."""
+    host = f"[{address}]" if ":" in address else address
+    cluster, name = IstioCluster("c", vip=vip), f"{host}:8000"
+    bodies = [
+        istio.assignment(
+            cluster,
+            [Endpoint(name, "ns/a", address, 8000, mesh=Mesh(captured, sidecar, "w", "eu"))],
+            {name: Share(7, 1)},
+            echo=True,
+        )
+        for captured in (True, False)
+    ]
+    assert istio.without_tunnels(bodies[0]) == bodies[1]
+    assert istio.without_tunnels(bodies[1]) == bodies[1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "annotations", "captured", "sidecar"),
+    [
+        ({}, {"ambient.istio.io/redirection": "enabled"}, True, False),
+        ({}, {"ambient.istio.io/redirection": "pending"}, False, False),
+        ({"networking.istio.io/tunnel": "http"}, {}, True, False),
+        ({"security.istio.io/tlsMode": "istio"}, {}, False, True),
+        (
+            {"security.istio.io/tlsMode": "disabled"},
+            {"sidecar.istio.io/status": "{}"},
+            False,
+            False,
+        ),
+        ({}, {"sidecar.istio.io/status": "{}"}, False, False),
+    ],
+)
+def test_how_a_pod_takes_requests_is_read_where_istiod_reads_it(
+    labels, annotations, captured, sidecar
+):
+    """Seen of istiod 1.32-dev: a sidecar's label counts, not what the injector annotates."""
+    mesh = istio.mesh("w", "ns", labels, annotations)
+    assert (mesh.captured, mesh.sidecar) == (captured, sidecar)
 
 
 def test_localities_follow_the_pods_and_weigh_what_their_endpoints_do():
