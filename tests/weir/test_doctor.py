@@ -290,6 +290,11 @@ def unrouted(world):
     world.route["route"]["cluster"] = "elsewhere"
 
 
+def enrolled(world):
+    vip = NAME.replace("outbound|54321||", "inbound-vip|54321|http|")
+    world.route["route"]["cluster"] = vip
+
+
 def unknown(world):
     world.pools = {}
 
@@ -301,6 +306,7 @@ def unknown(world):
         (refusal, "subscribed", "weight 0"),
         (unpatched, "subscribed", "from istiod alone"),
         (unrouted, "subscribed", "no route"),
+        (enrolled, "subscribed", "is enrolled in the waypoint"),
         (unknown, "subscribed", "does not know pool"),
         (other_weights, "endpoints", "(1, 0), (100, 0)"),
         (twins_copy, "endpoints", "twin's copy"),

@@ -24,6 +24,7 @@ from weir.doctor.configuration import answering, endpoints, policy, route, subsc
 from weir.doctor.finding import Finding, Sight, Verdict
 from weir.doctor.proxy import Proxy
 from weir.doctor.traffic import draining, honoured, picker
+from xds.istio.assignment import shadow_service
 
 
 def examine(pool: str, sights: Sequence[Sight], rng: Random) -> list[Finding]:
@@ -74,6 +75,18 @@ def _no_pool(pool: str, sight: Sight) -> Finding:
 
 
 def _no_cluster(pool: str, proxy: Proxy) -> Finding:
+    namespace, _, name = pool.partition("/")
+    service = shadow_service(name)
+    vip = f"|http|{service}.{namespace}.svc."
+    if enrolled := [each.cluster for each in proxy.askings if vip in each.cluster]:
+        return Finding(
+            "subscribed",
+            Verdict.WRONG,
+            f"a route leads to {enrolled[0]}, which no EnvoyFilter reaches: the Service that "
+            "istiod made of the pool is enrolled in the waypoint, with its Namespace",
+            f"kubectl label service -n {namespace} {service} istio.io/use-waypoint=none; it is in "
+            "step 1 of `weir istio manifests --shape waypoint-inferencepool`",
+        )
     return Finding(
         "subscribed",
         Verdict.WRONG,

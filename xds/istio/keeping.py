@@ -193,14 +193,17 @@ def _labelled(item: Object, xds: Host) -> Object:
 
 
 def _asks(plan: Plan, inventory: Inventory) -> Iterator[tuple[int, str]]:
-    """By its place among the steps, what of a step is the operator's and not there."""
+    """By its place among the steps, what of a step is the operator's and not there as printed."""
     wiring = plan.wiring
     for number, step in enumerate(plan.steps, 1):
         missing = []
         for item in step.objects:
             kind, namespace, name = key_of(item)
-            shelf = SHELVES.get(kind)
-            if shelf is not None and f"{namespace}/{name}" not in getattr(inventory, shelf):
+            if kind not in SHELVES:
+                continue
+            known = getattr(inventory, SHELVES[kind]).get(f"{namespace}/{name}")
+            labels = item["metadata"]["labels"].items()
+            if known is None or not labels <= known.metadata.labels.items():
                 missing.append(f"{kind} {namespace}/{name}")
         if missing:
             command = f"{wiring.member.pool} --shape {wiring.shape.value} --step {step.number}"

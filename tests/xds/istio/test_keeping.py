@@ -227,6 +227,12 @@ def test_what_is_the_operators_is_asked_for_when_its_turn_has_come():
     """Without an HTTPRoute: the patches first, then the route, which is never ours to apply."""
     have = HAVE[Shape.WAYPOINT_INFERENCEPOOL]
     cluster = Cluster(*asking(*have[:-1], shape="waypoint-inferencepool"))
+    (says,) = cluster.says(gateway=WP)
+    assert says.startswith("step 1 of 2 waits: apply Service ns/llm-pool-ip-1c222a41, which is")
+    assert cluster.log == []
+    labels = "istio.io/inferencepool-name: llm-pool, istio.io/use-waypoint: none"
+    own = SERVICE.replace("name: llm,", "name: llm-pool-ip-1c222a41,")
+    cluster.documents.append(own.replace("istio.io/use-waypoint: waypoint", labels))
     nobody = {WP: Proxies(frozenset({"ns/proxy"}))}
     cluster.round(gateway=WP, proxies=nobody)
     assert [each for each in cluster.log if not each.endswith("probe")] == []

@@ -394,13 +394,67 @@ def test_what_the_first_step_made_is_printed_again_before_the_second():
     assert plan(*have, *first, shape=shape).steps == made.steps
 
 
-def test_the_first_route_to_a_pool_comes_before_istiod_has_its_cluster_and_that_is_noted():
-    have, shape = HAVE[Shape.WAYPOINT_OWN_CLUSTER], Shape.WAYPOINT_INFERENCEPOOL
-    words = "answered with 500 until Weir's"
-    assert any(words in note for note in notes(*have, shape=shape))
-    known = (*have, GATEWAY, route(to("llm-pool")))
-    assert not any(words in note for note in notes(*known, shape=shape))
-    assert not any(words in note for note in notes(*HAVE[shape]))
+OWN_NAME = "llm-pool-ip-1c222a41"
+OWN = """
+apiVersion: v1
+kind: Service
+metadata: {name: %s, namespace: ns, labels: {%s}}
+spec: {clusterIP: None, selector: {app: llm}, ports: [{name: http-0, port: 54321}]}"""
+
+
+def enrolled(**labels):
+    said = {"istio.io/use-waypoint": "waypoint"} | labels
+    meta = {"name": "ns", "labels": said}
+    return json.dumps({"apiVersion": "v1", "kind": "Namespace", "metadata": meta})
+
+
+def printed(*documents, kind="Service"):
+    made = plan(*documents, shape=Shape.WAYPOINT_INFERENCEPOOL)
+    return [item for step in made.steps for item in step.objects if item["kind"] == kind]
+
+
+def test_the_first_route_to_a_pool_finds_its_cluster_in_the_proxy_by_the_pools_own_service():
+    """Against a real istiod: it takes the Service over when the route has come."""
+    have = HAVE[Shape.WAYPOINT_OWN_CLUSTER]
+    (service,) = printed(*have)
+    assert service["metadata"]["name"] == OWN_NAME
+    assert service["metadata"]["labels"].items() >= {
+        ("istio.io/inferencepool-name", "llm-pool"),
+        ("istio.io/use-waypoint", "none"),
+    }
+    assert service["spec"] == {
+        "clusterIP": "None",
+        "selector": {"app": "llm"},
+        "ports": [{"name": "http-0", "port": 54321, "targetPort": 8000}],
+    }
+    first = plan(*have, shape=Shape.WAYPOINT_INFERENCEPOOL).steps[0].objects
+    assert first[0] == service
+    hosts = first[1]["metadata"]["annotations"]["envoyfilter.istio.io/referenced-services"]
+    assert f"ns/{OWN_NAME}.ns.svc.cluster.local" in hosts.split(",")
+
+
+def test_a_service_of_the_pool_that_is_there_or_will_be_is_istiods():
+    have = HAVE[Shape.WAYPOINT_OWN_CLUSTER]
+    assert printed(*have, GATEWAY, route(to("llm-pool"))) == []
+    assert printed(*HAVE[Shape.WAYPOINT_INFERENCEPOOL]) == []
+    assert printed(*have, OWN % (OWN_NAME, "")) == []
+
+
+def test_a_namespace_that_is_enrolled_does_not_enrol_the_pools_own_service():
+    """Else the route leads to a cluster that no EnvoyFilter reaches, and is answered with 503."""
+    routed = HAVE[Shape.WAYPOINT_INFERENCEPOOL]
+    for more in ([enrolled()], [enrolled(), OWN % (OWN_NAME, "istio.io/rev: x")]):
+        (service,) = printed(*routed, *more)
+        assert service["metadata"]["labels"]["istio.io/use-waypoint"] == "none"
+    past = OWN % (OWN_NAME, "istio.io/use-waypoint: none")
+    assert printed(*routed, enrolled(), past) == []
+    assert printed(*routed, enrolled(**{"istio.io/use-waypoint": "none"})) == []
+
+
+def test_the_pools_own_service_is_no_place_to_wire():
+    have = (pool(), WAYPOINT, SERVICE, enrolled(), OWN % (OWN_NAME, ""))
+    (made,) = plans(*have)
+    assert made.wiring.service.service == "llm"
 
 
 def test_an_operators_own_route_is_left_to_the_operator():

@@ -153,3 +153,18 @@ def test_commands_name_what_they_delete():
         "kubectl delete envoyfilter -n ns weir.waypoint.ns.llm.8000.route"
     ]
     assert "drain time" in way.steps[0].then
+
+
+def test_the_pools_own_service_goes_last_and_not_while_another_route_needs_it():
+    have = HAVE[Shape.WAYPOINT_OWN_CLUSTER]
+    texts = printed(plan(*have, shape=Shape.WAYPOINT_INFERENCEPOOL))
+
+    def way(*more):
+        documents = "\n---\n".join([*have, *texts, *more])
+        (only,) = unwirings(inventory(read(documents, "cluster.yaml", KINDS)), NAME)
+        return only
+
+    assert order(way())[-1] == ["Service llm-pool-ip-1c222a41"]
+    shared = way(GATEWAY, route(to("llm-pool")))
+    assert "Service" not in str(order(shared))
+    assert any("HTTPRoute ns/llm-route leads to the pool too" in note for note in shared.notes)

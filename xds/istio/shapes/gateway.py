@@ -8,12 +8,11 @@ Filters are shared by all pools of the gateway and stand in an object of their o
 rule splits between are wired too: without, the picker's answer for them could not be honoured.
 """
 
-from xds.istio.assignment import SHADOW_PORT, shadow_service
-from xds.istio.shapes import clusters
+from xds.istio.shapes import clusters, shadows
 from xds.istio.shapes.filters import EXT_PROC, bounded_ext_proc, idle_digest_filter
 from xds.istio.shapes.manifest import POOL, annotations, envoy_filter, patch, shared
 from xds.istio.shapes.routes import gateway_route
-from xds.istio.shapes.wiring import Host, Member, Object, Plan, ShapeError, Step, Wiring
+from xds.istio.shapes.wiring import Member, Object, Plan, ShapeError, Step, Wiring
 
 CONTEXT = "GATEWAY"
 HTTP_MANAGER = "envoy.filters.network.http_connection_manager"
@@ -43,11 +42,6 @@ def build(wiring: Wiring) -> Plan:
         ),
         (*wiring.notes, *wiring.traffic.notes, *_notes(wiring)),
     )
-
-
-def shadow(member: Member, domain: str) -> Host:
-    """The Service that istiod makes of a pool."""
-    return Host(member.namespace, shadow_service(member.name), SHADOW_PORT, domain)
 
 
 def _refuse_splits(wiring: Wiring) -> None:
@@ -89,7 +83,7 @@ def _patched_cluster(wiring: Wiring, member: Member) -> list[Object]:
 
 
 def _own_cluster(wiring: Wiring, member: Member) -> list[Object]:
-    host = shadow(member, wiring.istio.domain)
+    host = shadows.host_of(member, wiring.istio.domain)
     own = clusters.own_gateway_cluster(member, host, wiring.istio, wiring.xds, wiring.traffic)
     return [patch("CLUSTER", {"context": CONTEXT}, "ADD", own)]
 

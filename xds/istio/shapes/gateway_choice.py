@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 
 from xds.istio.objects import HTTPRoute, ParentRef
-from xds.istio.shapes import traffic
-from xds.istio.shapes.gateway import shadow
+from xds.istio.shapes import shadows, traffic
 from xds.istio.shapes.inventory import is_gateway
 from xds.istio.shapes.question import Aside, Question, accepted, name_of, pools_of, rule_name
 from xds.istio.shapes.wiring import Proxy, Rule, Shape, ShapeError, Traffic, Wiring
@@ -49,7 +48,7 @@ def _wiring(question: Question, proxy: Proxy, routes: list[tuple[HTTPRoute, Pare
     rules = [rule for route, _ in routes for rule in _rules(question, route)]
     _refuse_twins(question, proxy, rules)
     members = question.members([pool for rule in rules for pool in rule.pools])
-    host = shadow(members[0], istio.domain)
+    host = shadows.host_of(members[0], istio.domain)
     rule = traffic.rule_for(question.inventory.rules.values(), host, proxy, istio)
     carried = Traffic()
     if shape.own_cluster:

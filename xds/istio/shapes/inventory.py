@@ -4,6 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from xds.istio.assignment import shadow_service
 from xds.istio.objects import (
     GATEWAY_GROUP,
     Deployment,
@@ -83,11 +84,12 @@ class Inventory:
         return None
 
     def alike(self, pool: InferencePool) -> list[Service]:
-        """Services over the pool's Pods."""
+        """Services over the pool's Pods, but the one that istiod makes of the pool."""
         return [
             service
             for _, service in sorted(self.services.items())
             if service.metadata.namespace == pool.metadata.namespace
+            and service.metadata.name != shadow_service(pool.metadata.name)
             and service.spec.selector == pool.spec.selector.match_labels
         ]
 

@@ -3,7 +3,8 @@
 It goes by what is there: Weir's objects say by annotations which pool, shape and step they are of.
 
     gateway, own clusters     the route patch; then clusters and filters
-    waypoint-inferencepool    the HTTPRoute, which Istio alone answers with 503; then the patches
+    waypoint-inferencepool    the HTTPRoute, which Istio alone answers with 503; then the patches;
+                              then the pool's own Service, if it was printed and nobody needs it
     waypoint-second-service   the HTTPRoute; then the patches; then the second Service
 
 Between two steps open connections must drain: a waypoint's routes are part of its listener, and a
@@ -114,14 +115,31 @@ def _unwiring(
         Removal(1, title, _keys("HTTPRoute", routes), wait),
         Removal(2, "clusters and filters", patches),
     ]
-    if not to_pool:
-        own = [
-            each
-            for _, each in sorted(inventory.services.items())
-            if is_ours(each) and each.metadata.annotations.get(POOL) == pool
-        ]
-        steps.append(Removal(3, "the second Service", _keys("Service", own)))
+    own = [
+        each
+        for _, each in sorted(inventory.services.items())
+        if is_ours(each)
+        and each.metadata.annotations.get(POOL) == pool
+        and each.metadata.annotations.get(SHAPE) == shape.value
+    ]
+    if to_pool and own and (others := _others(inventory, pool, routes)):
+        notes.append(
+            f"Service {own[0].metadata.namespace}/{own[0].metadata.name} stays: "
+            f"HTTPRoute {others[0]} leads to the pool too, and istiod needs it for that"
+        )
+    elif own or not to_pool:
+        title = "the pool's own Service" if to_pool else "the second Service"
+        steps.append(Removal(3, title, _keys("Service", own)))
     return Unwiring(proxy, shape, tuple(steps), tuple(notes))
+
+
+def _others(inventory: Inventory, pool: PoolName, going: list[HTTPRoute]) -> list[str]:
+    """Routes that lead to the pool and stay."""
+    return [
+        name_of(route)
+        for _, route in sorted(inventory.routes.items())
+        if route not in going and any(pool in pools_of(route, rule) for rule in route.spec.rules)
+    ]
 
 
 def _shared(

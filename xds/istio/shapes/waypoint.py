@@ -8,12 +8,12 @@ the Service's one route is patched.
 
 `waypoint-inferencepool` also makes istiod's cluster of a pool, ORIGINAL_DST there, an EDS cluster.
 Its route is answered with 503 by Istio alone: the HTTPRoute comes after the patches and goes before
-them.
+them. The cluster is there before the route by the pool's Service (`shadows`).
 """
 
-from xds.istio.shapes import clusters
+from xds.istio.shapes import clusters, shadows
 from xds.istio.shapes.filters import ext_proc, running_digest_filter
-from xds.istio.shapes.gateway import HTTP_MANAGER, shadow
+from xds.istio.shapes.gateway import HTTP_MANAGER
 from xds.istio.shapes.manifest import (
     MANAGED_BY,
     POOL,
@@ -72,16 +72,16 @@ def build(wiring: Wiring) -> Plan:
 
 
 def _pool_clusters(wiring: Wiring) -> list[Object]:
-    made = []
+    made = [shadows.service(wiring, shadow) for shadow in wiring.shadows]
     for member in wiring.members:
         name = member.cluster(wiring.istio)
         value = clusters.redirected(member.policy, wiring.istio, wiring.xds)
         value = {"type": "EDS", **value}
         value["eds_cluster_config"]["service_name"] = name
         patches = [_twin(name), _merged(name, value)]
-        # The cluster comes with the route; another's of the same pool may have brought it already.
+        # Referenced, so that the cluster is in the proxy, and warm, before a route leads there.
         said = annotations(wiring, 1) | {POOL: member.pool}
-        hosts = (wiring.xds, shadow(member, wiring.istio.domain))
+        hosts = (wiring.xds, shadows.host_of(member, wiring.istio.domain))
         parts = (member.namespace, member.name)
         made.append(envoy_filter(wiring.proxy, parts, patches, said, hosts))
     return made

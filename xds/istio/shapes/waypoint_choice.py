@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from xds.istio.objects import HTTPRoute
-from xds.istio.shapes import traffic
-from xds.istio.shapes.gateway import shadow
+from xds.istio.shapes import shadows, traffic
 from xds.istio.shapes.inventory import is_ours, is_service
 from xds.istio.shapes.question import Aside, Question, accepted, name_of, pools_of, rule_name
 from xds.istio.shapes.wiring import (
@@ -193,32 +192,18 @@ def _to_the_pool(question: Question, place: _Place) -> Wiring:
         notes.append(_to_be_turned(f"VirtualService {place.virtual_service}", "the pool"))
     elif place.routes and question.name not in others:
         notes.append(_to_be_turned(_named(place), f"InferencePool {question.name}"))
-    if question.name not in others and not _is_known(question):
-        notes.append(
-            f"InferencePool {question.name}: istiod has no cluster of it before an HTTPRoute leads "
-            "to it: with the first one here, requests are answered with 500 until Weir's "
-            "assignment is in the proxy; an HTTPRoute from a Gateway before it avoids that"
-        )
     for member in wiring.members:
-        host = shadow(member, question.istio.domain)
+        host = shadows.host_of(member, question.istio.domain)
         rule = traffic.rule_for(
             question.inventory.rules.values(), host, place.proxy, question.istio
         )
         notes += traffic.patched(rule, host, waypoint=True)
     return replace(
         wiring,
+        shadows=tuple(shadows.missing(question.inventory, wiring.members)),
         route_missing=place.is_ours_to_route,
         only_routes=_some(place, ours),
         notes=tuple(notes),
-    )
-
-
-def _is_known(question: Question) -> bool:
-    """Has istiod made the pool's Service and clusters, because some route leads to it?"""
-    return any(
-        question.name in pools_of(route, rule)
-        for route in question.inventory.routes.values()
-        for rule in route.spec.rules
     )
 
 

@@ -172,6 +172,15 @@ class SecondService:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """istiod's Service of a pool that is to be there before istiod makes it."""
+
+    member: Member
+    selector: tuple[tuple[str, str], ...]
+    target_ports: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Wiring:
     """One pool at one proxy: all that a shape needs to know."""
 
@@ -184,6 +193,7 @@ class Wiring:
     service: Host | None = None  # a waypoint's
     service_http2: bool = False
     second: SecondService | None = None
+    shadows: tuple[Shadow, ...] = ()
     route_missing: bool = False  # the shape's HTTPRoute is ours to print
     only_routes: tuple[str, ...] = ()  # where others of the Service's routes go elsewhere
     traffic: Traffic = Traffic()
