@@ -369,7 +369,7 @@ def test_with_namespaces_every_right_but_the_token_review_is_bound_to_them(chart
         *(
             ("Role", f"Role {namespace}/{role}")
             for namespace in ("a", "b")
-            for role in ("weir-xds", "weir-xds-envoyfilters")
+            for role in ("weir-xds", "weir-xds-istio", "weir-xds-envoyfilters")
         ),
     }
     cluster_wide = {right[:3] for right in checks.rights(found) if right[3] == "cluster"}

@@ -12,7 +12,7 @@ Schemas: inference.networking.k8s.io/v1 InferencePool, inference.networking.x-k8
 InferencePool, InferenceObjective, InferenceModelRewrite and InferenceModel of
 gateway-api-inference-extension (v1alpha2 of the pool until v1.4, of InferenceModel until v0.5);
 llm-d.ai/v1alpha2 InferenceObjective and InferenceModelRewrite, where these two went with v1.6;
-core/v1 Pod and Service; discovery.k8s.io/v1 EndpointSlice.
+core/v1 Pod and Service; discovery.k8s.io/v1 EndpointSlice; security.istio.io/v1 PeerAuthentication.
 """
 
 import difflib
@@ -199,6 +199,31 @@ class Service(Struct, frozen=True):
     kind: str = "Service"
 
 
+class WorkloadSelector(Struct, frozen=True):
+    match_labels: dict[str, str] = field(default_factory=dict, name="matchLabels")
+
+
+class MutualTls(Struct, frozen=True):
+    mode: str = "UNSET"
+
+
+class PeerAuthenticationSpec(Struct, frozen=True):
+    selector: WorkloadSelector | None = None
+    mtls: MutualTls | None = None
+    # YAML has numbers for keys, JSON has text.
+    port_level_mtls: dict[int | str, MutualTls] = field(default_factory=dict, name="portLevelMtls")
+
+
+class DatedMetadata(Metadata, frozen=True):
+    created: Any = field(default=None, name="creationTimestamp")
+
+
+class PeerAuthentication(Struct, frozen=True):
+    metadata: DatedMetadata
+    spec: PeerAuthenticationSpec = PeerAuthenticationSpec()
+    kind: str = "PeerAuthentication"
+
+
 Kinds: TypeAlias = Mapping[tuple[str, str], type[Any]]  # by group and kind
 
 
@@ -243,6 +268,7 @@ Kind: TypeAlias = (
     | Pod
     | Node
     | Service
+    | PeerAuthentication
     | EndpointSlice
 )
 KINDS: dict[tuple[str, str], type[Kind]] = {
@@ -255,6 +281,7 @@ KINDS: dict[tuple[str, str], type[Kind]] = {
     ("", "Pod"): Pod,
     ("", "Node"): Node,
     ("", "Service"): Service,
+    ("security.istio.io", "PeerAuthentication"): PeerAuthentication,
     ("discovery.k8s.io", "EndpointSlice"): EndpointSlice,
 }
 

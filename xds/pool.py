@@ -56,6 +56,7 @@ class Mesh:
 
     captured: bool = False  # takes HBONE: by ztunnel, or a sidecar that does
     sidecar: bool = False  # with Istio's own mutual TLS
+    plaintext: bool = False  # which a PeerAuthentication disables
     workload: str = ""  # as istiod writes it into metadata
     region: str = ""
     zone: str = ""

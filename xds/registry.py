@@ -15,16 +15,18 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from xds.exposition import ENGINES
 from xds.istio import assignment as istio
+from xds.istio.peer_authentication import PeerAuthentications
 from xds.manifests import (
     InferenceObjective,
     InferencePool,
     Manifest,
     ManifestError,
     Node,
+    PeerAuthentication,
     Pod,
     Service,
 )
-from xds.pool import Endpoint, EndpointId, IstioCluster, Objective, Policy, Pool, PoolName
+from xds.pool import Endpoint, EndpointId, IstioCluster, Mesh, Objective, Policy, Pool, PoolName
 from xds.problems import Problem, Reason
 from xds.tuning import PREFIX, LastGood, ObjectKey, On, read
 
@@ -159,11 +161,19 @@ class _Tuned(NamedTuple):
 
 
 class _Pods:
-    """Pods and what their annotations come to, by each of their labels; and what Nodes say."""
+    """Pods and what their annotations come to, by each of their labels; and what others say."""
 
     def __init__(self) -> None:
         self.nodes: dict[str, Mapping[str, str]] = {}  # their labels
+        self.policies: list[PeerAuthentication] = []
+        self._authentications: dict[str, PeerAuthentications] = {}  # of a namespace
         self._by_label: dict[tuple[str, str, str], list[tuple[Manifest, Pod, Values]]] = {}
+
+    def authentications(self, namespace: str) -> PeerAuthentications:
+        if namespace not in self._authentications:
+            found = PeerAuthentications.of(self.policies, namespace)
+            self._authentications[namespace] = found
+        return self._authentications[namespace]
 
     def add(self, manifest: Manifest, pod: Pod, values: Values) -> None:
         for key, value in pod.metadata.labels.items():
@@ -198,6 +208,8 @@ def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[Po
                 pods.add(manifest, item, judge.values(manifest, On.POD))
             case Node():
                 pods.nodes[item.metadata.name] = item.metadata.labels
+            case PeerAuthentication():
+                pods.policies.append(item)
             case Service():
                 services.append(item)
             case InferenceObjective():
@@ -260,7 +272,8 @@ def _istio_clusters(
     found = [istio.pool_cluster(namespace, pool.metadata.name, domain)]
     for service in services:
         alike = service.spec.selector == pool.spec.selector.match_labels
-        if service.metadata.namespace == namespace and alike:
+        own = service.metadata.name == istio.shadow_service(pool.metadata.name)
+        if service.metadata.namespace == namespace and alike and not own:
             for port in service.spec.ports:
                 target = port.port if port.target_port is None else port.target_port
                 if isinstance(target, int) and target in ports:
@@ -290,11 +303,11 @@ def _endpoints(tuned: _Tuned, pods: _Pods, judge: _Judge) -> tuple[Endpoint, ...
         if not _is_address(pod.status.pod_ip):
             judge.no_address(manifest, f"status.podIP: an IP address, not {pod.status.pod_ip!r}")
             continue
-        node = pods.nodes.get(pod.spec.node_name, {})
         for port in dict.fromkeys(each.number for each in tuned.pool.spec.target_ports):
             if not _is_active(port, pod):
                 continue
-            new = _endpoint(pod, port, values, tuned.values.get("engine", ""), node)
+            mesh = _mesh(pod, port, pods)
+            new = _endpoint(pod, port, values, tuned.values.get("engine", ""), mesh)
             if new.id not in chosen:
                 chosen[new.id] = new, manifest
                 continue
@@ -331,10 +344,8 @@ def _is_active(port: int, pod: Pod) -> bool:
     return said is None or str(port) in {each.strip() for each in said.split(",")}
 
 
-def _endpoint(
-    pod: Pod, port: int, values: Values, engine: str, node: Mapping[str, str]
-) -> Endpoint:
-    address, labels, meta = pod.status.pod_ip, pod.metadata.labels, pod.metadata
+def _endpoint(pod: Pod, port: int, values: Values, engine: str, mesh: Mesh) -> Endpoint:
+    address, labels = pod.status.pod_ip, pod.metadata.labels
     labelled = next((labels[key] for key in ENGINE_LABELS if labels.get(key) in ENGINES), "")
     return Endpoint(
         id=f"[{address}]:{port}" if ":" in address else f"{address}:{port}",
@@ -346,8 +357,15 @@ def _endpoint(
         speed=values.get("speed", 1.0),
         priority=values.get("priority", 0),
         engine=engine or labelled or "vllm",
-        mesh=istio.mesh(_workload(pod), meta.namespace, labels, meta.annotations, node),
+        mesh=mesh,
     )
+
+
+def _mesh(pod: Pod, port: int, pods: _Pods) -> Mesh:
+    meta, node = pod.metadata, pods.nodes.get(pod.spec.node_name, {})
+    found = istio.mesh(_workload(pod), meta.namespace, meta.labels, meta.annotations, node)
+    plaintext = found.sidecar and pods.authentications(meta.namespace).disable(meta.labels, port)
+    return replace(found, plaintext=True) if plaintext else found
 
 
 def _is_ready(pod: Pod) -> bool:

@@ -72,6 +72,7 @@ def test_only_the_control_plane_has_a_token_for_the_api_server():
 
 RIGHTS = {
     "always": "base/rbac.yaml",
+    "`istio.enabled=true`": "components/istio/rbac.yaml",
     "`security.clients=tokens`": "components/tokens/rbac.yaml",
     "`controller.manageEnvoyFilters=true`": "components/envoyfilters/rbac.yaml",
 }
@@ -101,6 +102,7 @@ def test_the_control_plane_may_read_what_it_watches_and_nothing_else():
     watched = {(kind.group, kind.plural) for kind in kinds.ALWAYS}
     for when, wanted in (
         ("always", watched),
+        ("`istio.enabled=true`", {(kind.group, kind.plural) for kind in kinds.MESH}),
         ("`controller.manageEnvoyFilters=true`", {(k.group, k.plural) for k in kinds.ISTIO}),
     ):
         rights = checks.rights(objects(RIGHTS[when]))

@@ -330,7 +330,7 @@ async def test_pools_of_a_namespace_whose_pods_are_not_known_are_withheld():
 
 
 @asynccontextmanager
-async def cluster(tmp_path, *items, installed=INSTALLED, **watching):
+async def cluster(tmp_path, *items, installed=INSTALLED, domain="", **watching):
     """An API server with Pods and pools, and a source that watches it."""
     api = ApiServer(installed)
     for item in items:
@@ -338,7 +338,8 @@ async def cluster(tmp_path, *items, installed=INSTALLED, **watching):
     await api.start()
     try:
         async with connected(Cluster(kubeconfig(tmp_path / "kubeconfig", api.url))) as connection:
-            source = KubernetesSource(connection, Watching(**watching), rng=Impatient())
+            watch = Watching(**watching)
+            source = KubernetesSource(connection, watch, domain, rng=Impatient())
             async with asyncio.TaskGroup() as tasks:
                 running = tasks.create_task(source.run())
                 yield api, source
@@ -546,6 +547,32 @@ async def test_a_pod_is_where_its_node_is_and_goes_where_that_goes(tmp_path):
         await until(lambda: places() == [("", "")])
 
 
+async def test_a_peer_authentication_of_the_mesh_concerns_the_pods_of_every_namespace(tmp_path):
+    labelled = pod("a", "10.0.0.1")
+    labelled["metadata"]["labels"] |= {"security.istio.io/tlsMode": "istio"}
+    async with cluster(tmp_path, pool(), labelled, domain="cluster.local") as (api, source):
+        await complete(source)
+
+        def plaintext():
+            return [each.mesh.plaintext for each in source.pools.value["ns/llm"].endpoints]
+
+        assert plaintext() == [False]
+        kind = kinds.PEER_AUTHENTICATION
+        api.collections.add(f"{kind.plural}.{kind.group}")
+        api.store.put(
+            f"{kind.plural}.{kind.group}",
+            {
+                "apiVersion": "security.istio.io/v1",
+                "kind": "PeerAuthentication",
+                "metadata": {"name": "default", "namespace": "istio-system"},
+                "spec": {"mtls": {"mode": "DISABLE"}},
+            },
+        )
+        await until(lambda: plaintext() == [True])
+        api.store.delete(f"{kind.plural}.{kind.group}", "default", namespace="istio-system")
+        await until(lambda: plaintext() == [False])
+
+
 async def test_who_sees_some_namespaces_only_does_not_ask_for_nodes(tmp_path):
     here = pod("a", "10.0.0.1") | {"spec": {"nodeName": "n1"}}
     items = (pool(), here, node("n1", "eu-1"))
@@ -705,7 +732,13 @@ def test_a_pod_keeps_what_is_used_and_no_more():
 @pytest.mark.parametrize(
     ("watched", "begin", "end", "role"),
     [
-        (kinds.ALWAYS, "## What is watched", "With `--manage-envoyfilters`", "base/rbac.yaml"),
+        (kinds.ALWAYS, "## What is watched", "With `--istio-domain`", "base/rbac.yaml"),
+        (
+            kinds.MESH,
+            "With `--istio-domain`",
+            "With `--manage-envoyfilters`",
+            "components/istio/rbac.yaml",
+        ),
         (
             kinds.ISTIO,
             "With `--manage-envoyfilters`",
@@ -713,7 +746,7 @@ def test_a_pod_keeps_what_is_used_and_no_more():
             "components/envoyfilters/rbac.yaml",
         ),
     ],
-    ids=["always", "manage-envoyfilters"],
+    ids=["always", "istio-domain", "manage-envoyfilters"],
 )
 def test_the_documented_rights_are_exactly_what_is_asked_for(watched, begin, end, role):
     asked = {(kind.group, kind.version, kind.plural) for kind in watched}

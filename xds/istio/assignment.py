@@ -14,7 +14,7 @@ Sources are files of istio/istio at 86c9f01f:
     a Pod that is          has the address                       and metadata
     captured by ztunnel    internal, connect_originate, ip:port  the tunnel's destination; and to an
                                                                  outbound cluster, tunnel: http
-    with a sidecar         socket                                tlsMode: istio
+    with a sidecar         socket                                tlsMode: istio, unless disabled
     both                   of an outbound cluster as with a sidecar, else as captured, with tlsMode
     neither                socket                                -
 
@@ -160,7 +160,7 @@ def _address(
     item: endpoint_components_pb2.LbEndpoint, endpoint: Endpoint, cluster: IstioCluster
 ) -> None:
     where, metadata = endpoint.mesh, item.metadata.filter_metadata
-    match = {"tlsMode": "istio"} if where.sidecar else {}
+    match = {"tlsMode": "istio"} if where.sidecar and not where.plaintext else {}
     if where.captured and (cluster.vip or not where.sidecar):
         internal = item.endpoint.address.envoy_internal_address
         internal.server_listener_name, internal.endpoint_id = ORIGINATE, endpoint.id

@@ -53,9 +53,11 @@ class Assembly:
         namespaces: Iterable[str] | None = None,
         known: Callable[[str], bool] = lambda _: True,
         nodes: Mapping[str, Manifest] = MappingProxyType({}),
+        everywhere: Sequence[Manifest] = (),
     ) -> None:
         """Make the pools of these namespaces anew, or of all; `nodes` by their name.
 
+        `everywhere` are objects of one namespace that matter to the pools of all.
         Of two objects of one kind and name, the one in the earlier source counts.
         """
         wanted = None if namespaces is None else set(namespaces)
@@ -68,7 +70,8 @@ class Assembly:
         for name in self._namespaces.keys() | found.keys() if wanted is None else wanted:
             has_pools = any(isinstance(each.object, InferencePool) for each in found[name])
             if has_pools and known(name):
-                self._build(name, [*found[name], *_nodes_of(found[name], nodes)])
+                others = [each for each in everywhere if each.object.metadata.namespace != name]
+                self._build(name, [*found[name], *_nodes_of(found[name], nodes), *others])
             else:
                 self._namespaces.pop(name, None)
 

@@ -93,7 +93,10 @@ class Kind:
             raise Malformed(f"{SOURCE}: {self.name} {where}: {error}") from error
 
 
-LAX = (manifests.Pod, manifests.Node, manifests.Service, manifests.EndpointSlice)
+LAX = (
+    *(manifests.Pod, manifests.Node, manifests.Service, manifests.EndpointSlice),
+    manifests.PeerAuthentication,
+)
 
 
 def _without_managed_fields(document: Any) -> Document:
@@ -156,6 +159,13 @@ MODEL = Kind(
     manifests.InferenceModel,
     in_effect=False,
 )
+PEER_AUTHENTICATION = Kind(
+    "security.istio.io",
+    "v1",
+    "peerauthentications",
+    "PeerAuthentication",
+    manifests.PeerAuthentication,
+)
 GATEWAY = Kind("gateway.networking.k8s.io", "v1", "gateways", "Gateway")
 ROUTE = Kind("gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute")
 ENVOY_FILTER = Kind("networking.istio.io", "v1alpha3", "envoyfilters", "EnvoyFilter")
@@ -183,7 +193,9 @@ ALWAYS = (
     GATEWAY,
     ROUTE,
 )
-MAKE_POOLS = (*POOLS, POD, SERVICE, OBJECTIVE, ALPHA_OBJECTIVE)
+# For who answers for istiod's clusters, beside those.
+MESH = (PEER_AUTHENTICATION,)
+MAKE_POOLS = (*POOLS, POD, SERVICE, OBJECTIVE, ALPHA_OBJECTIVE, PEER_AUTHENTICATION)
 # For who wires pools into istiod's proxies, beside what pools are made of.
 ISTIO = (ENVOY_FILTER, DESTINATION_RULE, VIRTUAL_SERVICE, GATEWAY_CLASS, NAMESPACE)
 MOVED: Mapping[Kind, Kind] = {ALPHA_OBJECTIVE: OBJECTIVE, ALPHA_REWRITE: REWRITE}

@@ -31,6 +31,7 @@ from typing import Any
 import structlog
 
 from xds.istio.assignment import locality
+from xds.istio.peer_authentication import ROOT_NAMESPACE
 from xds.latest import Latest
 from xds.manifests import Manifest
 from xds.operators import Subject, subjects
@@ -42,8 +43,10 @@ from xds.sources.feed import Feed
 from xds.sources.kinds import (
     ALWAYS,
     MAKE_POOLS,
+    MESH,
     MOVED,
     NODE,
+    PEER_AUTHENTICATION,
     POD,
     POOL,
     POOLS,
@@ -98,7 +101,7 @@ class KubernetesSource:
         self._nodes: dict[str, Manifest] = {}
         self.feeds = [
             Feed(kind, namespace, connection, self._on_change, rng)
-            for kind in dict.fromkeys((*ALWAYS, *watching.more))
+            for kind in dict.fromkeys((*ALWAYS, *(MESH if istio_domain else ()), *watching.more))
             for namespace in self._namespaces
             if not (kind.of_cluster and namespace)
         ]
@@ -219,6 +222,8 @@ class KubernetesSource:
             self.stirred.set()
         if feed.kind in MAKE_POOLS:
             self._dirty |= {namespace for namespace, _ in keys}
+        if feed.kind == PEER_AUTHENTICATION and any(place == ROOT_NAMESPACE for place, _ in keys):
+            self._everything = True
         if feed.kind == NODE and self._nodes_moved(feed, keys):
             self._everything = True
         if _stands(feed) != (feed in self._standing):
@@ -264,6 +269,7 @@ class KubernetesSource:
             None if self._everything else namespaces,
             self._knows,
             self._nodes,
+            self._of_the_mesh(),
         )
         self._dirty, self._everything = set(), False
         for each in self._assembly.problems:
@@ -276,6 +282,11 @@ class KubernetesSource:
         for feed in self.feeds:
             if feed.kind in MAKE_POOLS and MOVED.get(feed.kind) not in installed:
                 yield _manifests(feed)
+
+    def _of_the_mesh(self) -> list[Manifest]:
+        """What the root namespace says of Pods everywhere."""
+        policies = self.objects(PEER_AUTHENTICATION)
+        return [each for each in policies if each.object.metadata.namespace == ROOT_NAMESPACE]
 
     def status(self, now: float) -> dict[str, Any]:
         return describe(

@@ -123,6 +123,10 @@ def test_a_shadow_services_name_is_istiods_and_fits():
                 "envoy.transport_socket_match": {"tlsMode": "istio"},
             },
         ),
+        # mtls_checker.go: a sidecar whose PeerAuthentication disables mutual TLS
+        (Mesh(sidecar=True, plaintext=True), False, "socket", {}),
+        # and the same Pod is no more tunnelled to than before
+        (Mesh(captured=True, sidecar=True, plaintext=True), False, "socket", {}),
         # out of the mesh: plain
         (Mesh(), False, "socket", {}),
     ],
@@ -263,6 +267,23 @@ def test_a_service_of_another_selector_namespace_or_port_is_not_the_pools():
         manifests = read(text.replace(before, after), "kubernetes.yaml")
         clusters = registry.pools(manifests, "cluster.local")["ns/llm-pool"].istio_clusters
         assert [each.name for each in clusters] == [POOL]
+
+
+def test_the_pools_own_service_brings_no_cluster_beside_the_one_of_all_target_ports():
+    text = (ISTIOD / "kubernetes.yaml").read_text()
+    text = text.replace(
+        "targetPorts: [{number: 8000}]", "targetPorts: [{number: 8000}, {number: 1}]"
+    )
+    own = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "llm-pool-ip-1c222a41", "namespace": "ns"},
+        "spec": {"selector": {"app": "llm"}, "ports": [{"port": 54321, "targetPort": 8000}]},
+    }
+    manifests = [*read(text, "kubernetes.yaml"), *read(json.dumps(own), "own.json")]
+    clusters = registry.pools(manifests, "cluster.local")["ns/llm-pool"].istio_clusters
+    assert [each.target_port for each in clusters if each.name == POOL] == [None]
+    assert not any("inbound-vip|54321" in each.name for each in clusters)
 
 
 REGION, ZONE = "topology.kubernetes.io/region", "topology.kubernetes.io/zone"

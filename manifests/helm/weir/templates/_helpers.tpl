@@ -230,6 +230,13 @@ rules:
     verbs: [get, create, patch]
 {{- end }}
 
+{{- define "weir.istio" }}
+rules:
+  - apiGroups: [security.istio.io]
+    resources: [peerauthentications]
+    verbs: [get, list, watch]
+{{- end }}
+
 {{- define "weir.envoyfilters" }}
 rules:
   - apiGroups: [networking.istio.io]
