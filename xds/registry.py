@@ -5,9 +5,13 @@ and whoever has the file keeps what was good. `Standing` is for objects of an AP
 there whatever we think of them: a fault costs what it concerns and nothing else, and is told as a
 `Problem`. Of a bad annotation the last good value stands, of a pool that cannot be one its last
 good form, and of two objects that claim the same the first.
+
+When one Pod changes, the pools of its namespace are made anew. What the others came to is taken
+from the time before, as long as they are the same values; who is gone is forgotten.
 """
 
-from collections.abc import Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from ipaddress import ip_address
@@ -28,7 +32,7 @@ from xds.manifests import (
 )
 from xds.pool import Endpoint, EndpointId, IstioCluster, Mesh, Objective, Policy, Pool, PoolName
 from xds.problems import Problem, Reason
-from xds.tuning import PREFIX, LastGood, ObjectKey, On, read
+from xds.tuning import PREFIX, Fault, LastGood, ObjectKey, On, read
 
 ENGINE_LABELS = ("llm-d.ai/engine-type", "inference.networking.k8s.io/engine-type")
 ACTIVE_PORTS = ("llm-d.ai/active-ports", "inference.networking.k8s.io/active-ports")
@@ -36,6 +40,22 @@ PORTS = range(1, 65536)
 GONE = frozenset({"Failed", "Succeeded"})
 
 Values: TypeAlias = Mapping[str, Any]  # what annotations say, by field
+
+
+class _Made(NamedTuple):
+    """An endpoint, and what it was made of."""
+
+    endpoint: Endpoint
+    pod: Pod  # what its annotations come to goes with it
+    node: Node | None
+    plaintext: bool
+
+    def of(self, pod: Pod, node: Node | None, *, plaintext: bool) -> bool:
+        return self.pod is pod and self.node is node and self.plaintext is plaintext
+
+
+# By namespace and name of a Pod, port, and the pool's engine.
+_Members: TypeAlias = dict[tuple[str, str, int, str], _Made]
 
 
 class _Judge(Protocol):
@@ -63,7 +83,7 @@ def pools(manifests: Iterable[Manifest], istio_domain: str = "") -> dict[PoolNam
     With the mesh's `istio_domain` ("cluster.local") also the clusters that istiod makes of a pool,
     and of the Services that select what the pool selects.
     """
-    return _pools(manifests, istio_domain, _Strict())
+    return _pools(manifests, istio_domain, _Strict(), {})[0]
 
 
 class _Strict:
@@ -101,6 +121,8 @@ class Standing:
     last_good: LastGood = field(default_factory=LastGood)
     _forms: dict[ObjectKey, tuple[str, InferencePool]] = field(default_factory=dict)
     _problems: list[Problem] = field(default_factory=list)
+    _said: dict[ObjectKey, tuple[Manifest, Values, Sequence[Fault]]] = field(default_factory=dict)
+    _members: _Members = field(default_factory=dict)
 
     def pools(self, manifests: Iterable[Manifest]) -> tuple[dict[PoolName, Pool], list[Problem]]:
         """Every pool that there is, and what is wrong with the objects now. Never raises."""
@@ -108,13 +130,18 @@ class Standing:
         keys = {manifest.key for manifest in manifests}
         self.last_good.keep(keys)
         self._forms = {key: form for key, form in self._forms.items() if key in keys}
+        self._said = {key: said for key, said in self._said.items() if key in keys}
         self._problems = []
-        found = _pools(manifests, self.istio_domain, self)
+        found, self._members = _pools(manifests, self.istio_domain, self, self._members)
         return found, list(dict.fromkeys(self._problems))
 
     def values(self, manifest: Manifest, on: On) -> Values:
-        annotations = manifest.object.metadata.annotations
-        values, faults = self.last_good.read(manifest.key, _uid(manifest), annotations, on)
+        key, annotations = manifest.key, manifest.object.metadata.annotations
+        said = self._said.get(key)
+        if said is None or said[0] is not manifest:
+            read = self.last_good.read(key, _uid(manifest), annotations, on)
+            said = self._said[key] = manifest, *read
+        _, values, faults = said
         for each in faults:
             self._problems.append(
                 _problem(manifest, each.reason, each.right, each.value, each.knob)
@@ -160,36 +187,56 @@ class _Tuned(NamedTuple):
     values: Values
 
 
+_TunedPod: TypeAlias = tuple[Manifest, Pod, Values]
+
+
 class _Pods:
-    """Pods and what their annotations come to, by each of their labels; and what others say."""
+    """Pods and what their annotations come to, by each of their labels; what others say of them."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, Mapping[str, str]] = {}  # their labels
+    def __init__(self, before: _Members) -> None:
+        self.nodes: dict[str, Node] = {}
         self.policies: list[PeerAuthentication] = []
+        self.members: _Members = {}
         self._authentications: dict[str, PeerAuthentications] = {}  # of a namespace
-        self._by_label: dict[tuple[str, str, str], list[tuple[Manifest, Pod, Values]]] = {}
-
-    def authentications(self, namespace: str) -> PeerAuthentications:
-        if namespace not in self._authentications:
-            found = PeerAuthentications.of(self.policies, namespace)
-            self._authentications[namespace] = found
-        return self._authentications[namespace]
+        self._before = before
+        self._by_label: dict[tuple[str, tuple[str, str]], list[_TunedPod]] = defaultdict(list)
 
     def add(self, manifest: Manifest, pod: Pod, values: Values) -> None:
-        for key, value in pod.metadata.labels.items():
-            place = (pod.metadata.namespace, key, value)
-            self._by_label.setdefault(place, []).append((manifest, pod, values))
+        each, namespace = (manifest, pod, values), pod.metadata.namespace
+        for item in pod.metadata.labels.items():
+            self._by_label[namespace, item].append(each)
 
-    def selected(self, pool: InferencePool) -> list[tuple[Manifest, Pod, Values]]:
+    def selected(self, pool: InferencePool) -> list[_TunedPod]:
         namespace, wanted = pool.metadata.namespace, pool.spec.selector.match_labels.items()
-        lists = [self._by_label.get((namespace, *item), []) for item in wanted]
+        lists = [self._by_label.get((namespace, item), []) for item in wanted]
         fewest = min(lists, key=len)
         return [each for each in fewest if wanted <= each[1].metadata.labels.items()]
 
+    def endpoint(self, pod: Pod, port: int, values: Values, engine: str) -> Endpoint:
+        """The one of before, where all that it was made of is."""
+        node = self.nodes.get(pod.spec.node_name)
+        key = pod.metadata.namespace, pod.metadata.name, port, engine
+        plaintext = bool(self.policies) and self._takes_plaintext(pod, port)
+        made = self._before.get(key)
+        if made is None or not made.of(pod, node, plaintext=plaintext):
+            mesh = _mesh(pod, node, plaintext=plaintext)
+            made = _Made(_endpoint(pod, port, values, engine, mesh), pod, node, plaintext)
+        self.members[key] = made
+        return made.endpoint
 
-def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[PoolName, Pool]:
+    def _takes_plaintext(self, pod: Pod, port: int) -> bool:
+        namespace = pod.metadata.namespace
+        if namespace not in self._authentications:
+            found = PeerAuthentications.of(self.policies, namespace)
+            self._authentications[namespace] = found
+        return self._authentications[namespace].disable(pod.metadata.labels, port)
+
+
+def _pools(
+    manifests: Iterable[Manifest], domain: str, judge: _Judge, before: _Members
+) -> tuple[dict[PoolName, Pool], _Members]:
     tuned: dict[PoolName, _Tuned] = {}
-    pods = _Pods()
+    pods = _Pods(before)
     objectives: dict[PoolName, list[Objective]] = {}
     services: list[Service] = []
     seen: dict[ObjectKey, Manifest] = {}
@@ -207,7 +254,7 @@ def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[Po
             case Pod():
                 pods.add(manifest, item, judge.values(manifest, On.POD))
             case Node():
-                pods.nodes[item.metadata.name] = item.metadata.labels
+                pods.nodes[item.metadata.name] = item
             case PeerAuthentication():
                 pods.policies.append(item)
             case Service():
@@ -229,7 +276,7 @@ def _pools(manifests: Iterable[Manifest], domain: str, judge: _Judge) -> dict[Po
         for name, each in sorted(tuned.items())
     }
     _tell_of_shared(found, tuned, judge)
-    return found
+    return found, pods.members
 
 
 def _tell_of_shared(
@@ -306,8 +353,7 @@ def _endpoints(tuned: _Tuned, pods: _Pods, judge: _Judge) -> tuple[Endpoint, ...
         for port in dict.fromkeys(each.number for each in tuned.pool.spec.target_ports):
             if not _is_active(port, pod):
                 continue
-            mesh = _mesh(pod, port, pods)
-            new = _endpoint(pod, port, values, tuned.values.get("engine", ""), mesh)
+            new = pods.endpoint(pod, port, values, tuned.values.get("engine", ""))
             if new.id not in chosen:
                 chosen[new.id] = new, manifest
                 continue
@@ -361,10 +407,10 @@ def _endpoint(pod: Pod, port: int, values: Values, engine: str, mesh: Mesh) -> E
     )
 
 
-def _mesh(pod: Pod, port: int, pods: _Pods) -> Mesh:
-    meta, node = pod.metadata, pods.nodes.get(pod.spec.node_name, {})
-    found = istio.mesh(_workload(pod), meta.namespace, meta.labels, meta.annotations, node)
-    plaintext = found.sidecar and pods.authentications(meta.namespace).disable(meta.labels, port)
+def _mesh(pod: Pod, node: Node | None, *, plaintext: bool) -> Mesh:
+    meta = pod.metadata
+    place = node.metadata.labels if node is not None else {}
+    found = istio.mesh(_workload(pod), meta.namespace, meta.labels, meta.annotations, place)
     return replace(found, plaintext=True) if plaintext else found
 
 

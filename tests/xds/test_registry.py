@@ -1,6 +1,7 @@
 """Objects of an API server: what one that is bad costs, what stands, and what is told."""
 
 import copy
+import sys
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ from xds.manifests import Manifest, ManifestError, Metadata, read
 from xds.pool import Mode, Policy, Tier
 from xds.problems import Reason
 from xds.registry import Standing
+from xds.tuning import On
 
 
 def manifests(*texts):
@@ -239,6 +241,78 @@ def test_nothing_that_is_wrong_with_one_object_costs_another(history):
         assert found["calm/p"] == alone["calm/p"]
         assert not [each for each in problems if each.namespace == "calm"]
         assert len(problems) == len(set(problems))
+
+
+def test_a_pod_that_did_not_change_is_the_endpoint_that_it_was():
+    standing, other = Standing(), at(named(POD, "llama-1"), "10.0.0.8")
+    pool, calm, before = manifests(POOL, annotated(POD, capacity="2"), other)
+    first = standing.pools([pool, calm, before])[0]["prod/llama"].endpoints
+    values = standing.values(calm, On.POD)
+    (after,) = manifests(annotated(other, drain="true"))
+    second = standing.pools([pool, calm, after])[0]["prod/llama"].endpoints
+    assert second[0] is first[0]
+    assert standing.values(calm, On.POD) is values
+    assert (first[1].draining, second[1].draining) == (False, True)
+
+
+def test_a_pod_that_is_gone_is_forgotten():
+    standing, pool = Standing(), manifests(POOL)
+    (pod,) = manifests(annotated(POD, capacity="2"))
+    manifest, known = sys.getrefcount(pod), sys.getrefcount(pod.object)
+    standing.pools([*pool, pod])
+    assert sys.getrefcount(pod) > manifest
+    assert sys.getrefcount(pod.object) > known
+    standing.pools(pool)
+    assert (sys.getrefcount(pod), sys.getrefcount(pod.object)) == (manifest, known)
+
+
+NODE = """
+apiVersion: v1
+kind: Node
+metadata: {name: n0, labels: {topology.kubernetes.io/zone: a}}
+"""
+FORMS = {
+    name: [manifests(text) for text in texts]
+    for name, texts in {
+        "pool": [
+            POOL,
+            annotated(POOL, engine="sglang"),
+            annotated(POOL, engine="quick"),
+            changed(POOL, ["spec", "targetPorts"], [{"number": 8000}, {"number": 8001}]),
+        ],
+        "node": [
+            NODE,
+            changed(NODE, ["metadata", "labels", "topology.kubernetes.io/zone"], "b"),
+            "",
+        ],
+        "pod": [
+            changed(POD, ["spec", "nodeName"], "n0"),
+            annotated(POD, drain="true", capacity="2"),
+            annotated(POD, drain="perhaps", capacity="much"),
+            at(POD, "10.0.0.8"),
+            changed(POD, ["metadata", "labels", "app"], "other"),
+            "",
+        ],
+        "rival": [at(named(POD, "rival"), "10.0.0.8"), named(POD, "rival"), ""],
+    }.items()
+}
+
+
+@given(st.lists(st.fixed_dictionaries({n: st.sampled_from(f) for n, f in FORMS.items()})))
+def test_what_is_remembered_of_an_object_is_what_would_be_made_of_it(history):
+    """Beside one who remembers what was good, and makes the rest anew."""
+    standing, forgetful, objects, before = Standing(), Standing(), {}, {}
+    for forms in history:
+        for name, form in forms.items():
+            objects[name] = objects[name] if before.get(name) is form else anew(form)
+        before = forms
+        found = standing.pools(each for name in FORMS for each in objects[name])
+        forgetful._said, forgetful._members = {}, {}
+        assert found == forgetful.pools(each for name in FORMS for each in objects[name])
+
+
+def anew(objects):
+    return [Manifest(each.source, copy.copy(each.object)) for each in objects]
 
 
 def _broken(text, path, value, number):
