@@ -3,11 +3,12 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 STAMP   = $(VENV)/.installed
+TOOLS   = $(abspath $(VENV))/tools
 HELM_VERSION      = v3.19.2
 KUSTOMIZE_VERSION = v5.8.1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos fix check test integration helm kustomize tools istio-matrix lock image demo demo-full bench-picker bench-filter bench-xds bench-control-plane clean
+.PHONY: help setup protos fix check test integration helm kustomize tools apiserver istiod integration-istiod istio-matrix lock image demo demo-full bench-picker bench-filter bench-xds bench-control-plane clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-19s %s\n", $$1, $$2}'
@@ -51,6 +52,20 @@ tools: setup
 	  elif command -v go >/dev/null; then $(MAKE) --no-print-directory $$tool || true; \
 	  else echo "no Go to build $$tool with: tests that need it will skip"; fi; \
 	done
+
+apiserver: setup ## kube-apiserver and etcd in .venv/tools, built with Go: three minutes the first time
+	$(BIN)/python -m integration.servers apiserver $(TOOLS)
+
+istiod: setup ## istiod in .venv/tools, built with Go: four minutes the first time
+	$(BIN)/python -m integration.servers istiod $(TOOLS)
+
+# Where there is no Go they skip, and say so.
+integration-istiod: setup ## what needs a real API server and a real istiod, which it builds first
+	@test -n "$$KUBEBUILDER_ASSETS" || $(BIN)/python -m integration.servers apiserver $(TOOLS) || true
+	@$(BIN)/python -m integration.servers istiod $(TOOLS) || true
+	KUBEBUILDER_ASSETS=$${KUBEBUILDER_ASSETS:-$(TOOLS)} ISTIOD_ASSETS=$(TOOLS) $(BIN)/python -m pytest -rs \
+	  $(wildcard integration/test_istiod*.py) integration/test_kubernetes_apiserver.py integration/test_keeper.py \
+	  -k 'istiod or apiserver or api_server'
 
 istio-matrix: setup ## docs/istio-matrix.md: each failure in each shape, run and counted
 	$(BIN)/python -m integration.matrix > .istio-matrix || { rm .istio-matrix; exit 1; }

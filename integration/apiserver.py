@@ -6,7 +6,6 @@ Nothing but these two: no scheduler, no kubelet, no controllers. Pods are what a
 import asyncio
 import base64
 import json
-import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,18 +14,22 @@ import aiohttp
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from integration.servers import assets
 from weir.ports import free
 from weir.processes import Child, start
 
-ASSETS = os.environ.get("KUBEBUILDER_ASSETS", "")
+ASSETS = assets("apiserver")
 ADMIN = "administrator-of-a-test"
 
 
 class ControlPlane:
-    """etcd, and a kube-apiserver that can go away and come back."""
+    """etcd, and a kube-apiserver that can go away and come back.
 
-    def __init__(self, directory: Path, client: aiohttp.ClientSession) -> None:
-        self._directory, self._client = directory, client
+    `services` is where Services' addresses are: a network in CIDR notation.
+    """
+
+    def __init__(self, directory: Path, client: aiohttp.ClientSession, services: str) -> None:
+        self._directory, self._client, self._services = directory, client, services
         self._etcd_port, self.port = free(), free()
         self._children: dict[str, Child] = {}
 
@@ -86,7 +89,7 @@ class ControlPlane:
                 *("--service-account-issuer", "https://kubernetes.default.svc"),
                 *("--service-account-key-file", accounts),
                 *("--service-account-signing-key-file", accounts),
-                *("--service-cluster-ip-range", "10.0.0.0/24"),
+                *("--service-cluster-ip-range", self._services),
                 *("--endpoint-reconciler-type", "none"),
             ],
             self._directory / "apiserver.log",
@@ -127,16 +130,26 @@ class ControlPlane:
         assert status in (200, 201, 202), (method, path, status, answer)
         return answer
 
+    async def write(self, key: str, item: object) -> None:
+        """Behind the API server's back, and past what it finds valid: it serves what etcd has."""
+        body = {"key": _base64(key), "value": _base64(json.dumps(item))}
+        await self._etcd("put", body)
+
+    async def erase(self, key: str) -> int:
+        """Behind the API server's back; the revision at which the key was no longer there."""
+        answer = await self._etcd("deleterange", {"key": _base64(key)})
+        assert answer.get("deleted") == "1", answer
+        return int(answer["header"]["revision"])
+
     async def forget(self, key: str) -> None:
-        """Behind the API server's back: delete a key, and the history of how it came to that."""
-        url = f"http://127.0.0.1:{self._etcd_port}/v3/kv"
-        name = base64.b64encode(key.encode()).decode()
-        async with self._client.post(f"{url}/deleterange", json={"key": name}) as response:
-            answer = await response.json(content_type=None)
-            assert answer.get("deleted") == "1", answer
-        revision = answer["header"]["revision"]
-        async with self._client.post(f"{url}/compaction", json={"revision": revision}) as response:
+        """The same, and the history of how it came to that."""
+        await self._etcd("compaction", {"revision": await self.erase(key)})
+
+    async def _etcd(self, what: str, body: object) -> dict:
+        url = f"http://127.0.0.1:{self._etcd_port}/v3/kv/{what}"
+        async with self._client.post(url, json=body) as response:
             assert response.status == 200, await response.text()
+            return await response.json(content_type=None)
 
     def kubeconfig(self, path: Path, token: str = ADMIN) -> Path:
         cluster = {"server": self.url, "insecure-skip-tls-verify": True}
@@ -155,6 +168,10 @@ class ControlPlane:
         return path
 
 
+def _base64(text: str) -> str:
+    return base64.b64encode(text.encode()).decode()
+
+
 def _patiently(ready):
     async def asked() -> bool:
         try:
@@ -166,9 +183,11 @@ def _patiently(ready):
 
 
 @asynccontextmanager
-async def control_plane(directory: Path) -> AsyncIterator[ControlPlane]:
+async def control_plane(
+    directory: Path, *, services: str = "10.0.0.0/24"
+) -> AsyncIterator[ControlPlane]:
     async with aiohttp.ClientSession() as client:
-        running = ControlPlane(directory, client)
+        running = ControlPlane(directory, client, services)
         try:
             await running.start()
             yield running

@@ -14,6 +14,7 @@ import aiohttp
 import pytest
 
 from integration.apiserver import ASSETS, ControlPlane, control_plane
+from integration.servers import why_not
 from weir.ports import free
 from weir.processes import start, weir
 from xds.access import Identity
@@ -24,10 +25,7 @@ from xds.sources.reflector import State
 from xds.sources.tokens import TokenReviews
 from xds.tls import Unauthenticated
 
-pytestmark = pytest.mark.skipif(
-    not ASSETS,
-    reason="KUBEBUILDER_ASSETS names no folder with etcd and kube-apiserver",
-)
+pytestmark = pytest.mark.skipif(not ASSETS, reason=why_not("apiserver"))
 NAMESPACE = "/api/v1/namespaces/default"
 PATCH = "merge-patch+json"
 
