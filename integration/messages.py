@@ -1,16 +1,13 @@
 """Envoy's messages by their JSON form, with the protocol's field names.
 
 `envoy_data_plane` knows the messages. It loads a package when that is imported, so a type that is
-named in JSON alone (`@type`) is looked up here. One that it lacks and istiod's listeners need,
-xds.type.matcher.v3.IPMatcher, is added.
+named alone, in JSON as `@type`, is looked up here. What it lacks is in `istios_messages`.
 """
 
 import importlib
 import re
 import warnings
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import cache
+from contextlib import contextmanager, suppress
 
 import betterproto2
 from envoy_data_plane.envoy.config.cluster.v3 import Cluster
@@ -18,8 +15,9 @@ from envoy_data_plane.envoy.config.endpoint.v3 import ClusterLoadAssignment
 from envoy_data_plane.envoy.config.listener.v3 import Listener
 from envoy_data_plane.envoy.config.route.v3 import RouteConfiguration
 from envoy_data_plane.message_pool import default_message_pool
-from envoy_data_plane.xds.core.v3 import CidrRange
-from envoy_data_plane.xds.type.matcher.v3 import MatcherOnMatch
+
+import integration.istios_messages  # noqa: F401 - it adds to the pool
+from xds.snapshot import TypeUrl
 
 TYPE = "@type"
 CAMEL = re.compile(r"(?<=[a-z0-9])[A-Z]")
@@ -30,46 +28,36 @@ KINDS = {
     "routes": RouteConfiguration,
 }
 
-
-@dataclass(eq=False, repr=False)
-class IPRangeMatcher(betterproto2.Message):
-    """https://github.com/cncf/xds/blob/main/xds/type/matcher/v3/ip.proto"""
-
-    ranges: "list[CidrRange]" = betterproto2.field(  # noqa: RUF009 - as the generated ones
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
-    on_match: "MatcherOnMatch | None" = betterproto2.field(  # noqa: RUF009
-        2, betterproto2.TYPE_MESSAGE, optional=True
-    )
-    exclusive: "bool" = betterproto2.field(3, betterproto2.TYPE_BOOL)  # noqa: RUF009
-
-
-@dataclass(eq=False, repr=False)
-class IPMatcher(betterproto2.Message):
-    range_matchers: "list[IPRangeMatcher]" = betterproto2.field(  # noqa: RUF009
-        1, betterproto2.TYPE_MESSAGE, repeated=True
-    )
-
-
-default_message_pool.register_message(
-    "xds.type.matcher.v3", "IPMatcher.IPRangeMatcher", IPRangeMatcher
-)
-default_message_pool.register_message("xds.type.matcher.v3", "IPMatcher", IPMatcher)
+URLS = {
+    "clusters": TypeUrl.CLUSTER.value,
+    "endpoints": TypeUrl.ENDPOINT.value,
+    "listeners": TypeUrl.LISTENER.value,
+    "routes": TypeUrl.ROUTE.value,
+}
 
 
 class UnknownTypeError(ValueError):
     """No message has this `@type`."""
 
 
-@cache
+class _Pool(dict):
+    """Types by URL; the package of one that is asked for is loaded."""
+
+    def __missing__(self, type_url):
+        package = type_url.rpartition("/")[2].rpartition(".")[0]
+        with suppress(ImportError):
+            importlib.import_module(f"envoy_data_plane.{package}")
+        if type_url in self:
+            return self[type_url]
+        raise UnknownTypeError(f"no message is called {type_url!r}")
+
+
+default_message_pool.url_to_type = _Pool(default_message_pool.url_to_type)
+
+
 def message_class(type_url):
     """The class of an `@type`. Raises `UnknownTypeError`."""
-    package = type_url.rpartition("/")[2].rpartition(".")[0]
-    try:
-        importlib.import_module(f"envoy_data_plane.{package}")
-        return default_message_pool.url_to_type[type_url]
-    except (ImportError, KeyError):
-        raise UnknownTypeError(f"no message is called {type_url!r}") from None
+    return default_message_pool.url_to_type[type_url]
 
 
 def message(cls, value):
@@ -84,7 +72,13 @@ def message(cls, value):
 
 def canonical(cls, value):
     """The JSON object as istiod prints it: snake_case, and without what has its default."""
-    return message(cls, value).to_dict(casing=betterproto2.Casing.SNAKE)
+    return _printed(message(cls, value))
+
+
+def parsed(kind, body):
+    """Bytes of one of the `KINDS` as canonical JSON. Raises `UnknownTypeError`."""
+    with _istiods_age():
+        return _printed(KINDS[kind].parse(body))
 
 
 def serialised(kind, value):
@@ -92,6 +86,10 @@ def serialised(kind, value):
     made = message(KINDS[kind], value)
     with _istiods_age():
         return bytes(made)
+
+
+def _printed(made):
+    return made.to_dict(casing=betterproto2.Casing.SNAKE)
 
 
 def snake(name):

@@ -107,8 +107,8 @@ def _address(address):
     return f"{address['socket_address']['address']}:{address['socket_address']['port_value']}"
 
 
-def bootstrap_of_proxy(proxy, places, account):
-    """As istio-agent starts a waypoint or a gateway: all else comes from istiod and the agent."""
+def node_of_proxy(proxy, places, account):
+    """Who a waypoint or a gateway says it is to istiod."""
     kind, at = (
         ("waypoint", places.waypoint) if proxy.gateway == "waypoint" else ("router", places.gateway)
     )
@@ -117,22 +117,29 @@ def bootstrap_of_proxy(proxy, places, account):
         "gateway.networking.k8s.io/gateway-name": proxy.gateway,
         "gateway.istio.io/managed": managed,
     }
+    pod, namespace = f"{proxy.gateway}-0", proxy.namespace
+    return {
+        "id": f"{kind}~{at}~{pod}.{namespace}~{namespace}.svc.cluster.local",
+        "cluster": f"{proxy.gateway}.{namespace}",
+        "metadata": {
+            "NAME": pod,
+            "NAMESPACE": namespace,
+            "SERVICE_ACCOUNT": account,
+            "WORKLOAD_NAME": account,
+            "CLUSTER_ID": "Kubernetes",
+            "ISTIO_VERSION": "1.32.0",
+            "LABELS": labels,
+        },
+    }
+
+
+def bootstrap_of_proxy(proxy, places, account):
+    """As istio-agent starts a waypoint or a gateway: all else comes from istiod and the agent."""
+    node = node_of_proxy(proxy, places, account)
+    at = node["id"].split("~")[1]
     ads = {"ads": {}, "initial_fetch_timeout": "0s", "resource_api_version": "V3"}
     return {
-        "node": {
-            "id": f"{kind}~{at}~{proxy.gateway}-0.{proxy.namespace}~"
-            f"{proxy.namespace}.svc.cluster.local",
-            "cluster": f"{proxy.gateway}.{proxy.namespace}",
-            "metadata": {
-                "NAME": f"{proxy.gateway}-0",
-                "NAMESPACE": proxy.namespace,
-                "SERVICE_ACCOUNT": account,
-                "WORKLOAD_NAME": account,
-                "CLUSTER_ID": "Kubernetes",
-                "ISTIO_VERSION": "1.32.0",
-                "LABELS": labels,
-            },
-        },
+        "node": node,
         "admin": {"address": socket_address(at, 19000)},
         "static_resources": {
             "clusters": [
