@@ -18,8 +18,11 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import NamedTuple
+
+from msgspec.structs import replace
 
 from xds.pool import Load
 
@@ -37,8 +40,8 @@ class Sample(NamedTuple):
     value: float
 
     @property
-    def labels(self) -> dict[str, str]:
-        return {name.decode(): _unescape(text) for name, text in _LABEL.findall(self.between)}
+    def labels(self) -> Mapping[str, str]:
+        return _labels(self.between)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,6 +194,11 @@ def samples(page: bytes, engine: str) -> dict[str, list[Sample]]:
             continue
         found[name.decode()].append(Sample(between, value))
     return found
+
+
+@lru_cache(maxsize=4096)  # every page of a server repeats its configuration
+def _labels(between: bytes) -> Mapping[str, str]:
+    return {name.decode(): _unescape(text) for name, text in _LABEL.findall(between)}
 
 
 def _unescape(raw: bytes) -> str:

@@ -122,6 +122,15 @@ def test_labels_may_hold_braces_quotes_and_newlines():
     assert read(page).adapters == {"a}{", 'b"c', "d\\n"}
 
 
+def test_labels_that_a_page_repeats_are_read_once():
+    pages = (f'vllm:num_requests_running{{engine="7"}} {number}\n' for number in (1, 2))
+    first, second = (
+        exposition.samples(each.encode(), "vllm")["vllm:num_requests_running"][0] for each in pages
+    )
+    assert (first.value, second.value) == (1, 2)
+    assert first.labels is second.labels
+
+
 def test_the_time_between_tokens_is_of_the_tokens_since_the_page_before():
     def load(seconds, count):
         return Load(at=0.0, decode_gap_sum=seconds, decode_gap_count=count)

@@ -1,7 +1,8 @@
 """A plane against one that forgets what it made: the same snapshots, whatever happens."""
 
-from dataclasses import replace
+import dataclasses
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -81,8 +82,8 @@ def happen(plane, what, now, versions):
         case ("observe", observations):
             for endpoint, observation in observations.items():
                 if observation is not None and observation.load is not None:
-                    known = replace(observation.load, at=now)
-                    observation = replace(observation, load=known)  # noqa: PLW2901
+                    known = msgspec.structs.replace(observation.load, at=now)
+                    observation = dataclasses.replace(observation, load=known)  # noqa: PLW2901
                 plane.observe(endpoint.id, observation)
         case ("weigh", steps):
             for step in range(steps):
