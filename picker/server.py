@@ -10,6 +10,7 @@ as "carry on": affinity routes it. A picker's mistake must not become a user's e
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -88,7 +89,8 @@ class Picker:
         """One endpoint of each pool, where a route splits between several: the proxy has chosen a
         cluster already, and takes the endpoint that is in it. A pool that has none is left out.
         """
-        found = [self._pick(exchange, name) for name in names.split(",")]
+        request = cache(partial(_request, exchange))  # read when a pool first asks, and once
+        found = [self._pick(exchange, request, name) for name in names.split(",")]
         nobody = [pick for pick in found if isinstance(pick, NoEndpoint)]
         if len(nobody) == len(found):
             which = f"pools {names} have" if len(found) > 1 else f"pool {names} has"
@@ -96,7 +98,9 @@ class Picker:
         picks = [pick for pick in found if pick is not None and not isinstance(pick, NoEndpoint)]
         return exchange.answers(",".join(pick.destination for pick in picks) or None)
 
-    def _pick(self, exchange: Exchange, name: PoolName) -> Pick | NoEndpoint | None:
+    def _pick(
+        self, exchange: Exchange, request: Callable[[], Request], name: PoolName
+    ) -> Pick | NoEndpoint | None:
         """None: nothing is known against the pool's endpoints, the proxy may choose."""
         state = self._pools.get(name)
         if state is None:
@@ -110,7 +114,7 @@ class Picker:
             self.counts["session"] += 1
             return None
         try:
-            pick = state.pick(_request(exchange), self._clock(), self._rng, exchange.subset)
+            pick = state.pick(request(), self._clock(), self._rng, exchange.subset)
         except NoEndpoint as nobody:
             self.counts["no endpoint"] += 1
             self.unserved[name] += 1

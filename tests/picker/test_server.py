@@ -141,6 +141,25 @@ async def test_a_route_that_splits_between_pools_is_answered_with_one_endpoint_o
         assert picker.picks == {("ns/q", "10.0.1.1:80"): 1, ("ns/p", "10.0.0.1:80"): 1}
 
 
+async def test_a_route_that_splits_between_pools_has_its_body_read_once():
+    requests = []
+
+    class Noting(PoolState):
+        def pick(self, request, *rest):
+            requests.append(request)
+            return super().pick(request, *rest)
+
+    async with running(VIEW, OTHER) as (_, channel, pools):
+        pools._states |= {view.name: Noting(view) for view in (VIEW, OTHER)}
+        call = opened(channel, x_weir_pool="ns/q,ns/p")
+        await call.write(headers(FULL_DUPLEX))
+        await call.write(body(b'{"model": "m", "prompt": "x"}'))
+        await whole(call)
+        one, other = requests
+        assert one.model == "m"
+        assert one is other
+
+
 @pytest.mark.parametrize("left_out", ["ns/unknown", "ns/empty"])
 async def test_of_several_pools_one_that_has_nobody_is_left_out(left_out):
     async with running(VIEW, PoolView("ns/empty")) as (_, channel, _):
