@@ -33,6 +33,8 @@ class Follower:
         self._asked: dict[str, set[str]] = {"endpoints": set(), "routes": set()}
         self._beside: set[str] = set()
         self._changed = asyncio.Condition()
+        self._greeted = asyncio.Event()
+        self._writing = asyncio.Lock()  # a call takes one message at a time
 
     @property
     def configuration(self) -> Configuration:
@@ -46,6 +48,7 @@ class Follower:
 
     async def ask(self, *names: str) -> None:
         """For these assignments too, whether or not a cluster takes them."""
+        await self._greeted.wait()
         self._beside |= set(names)
         await self._ask("endpoints", self._asked["endpoints"] | self._beside)
 
@@ -56,11 +59,15 @@ class Follower:
 
     async def run(self, node: base_pb2.Node) -> None:
         for kind in EVERYTHING:
-            await self._call.write(
-                discovery_pb2.DeltaDiscoveryRequest(type_url=URLS[kind], node=node)
-            )
+            request = discovery_pb2.DeltaDiscoveryRequest(type_url=URLS[kind], node=node)
+            await self._write(request)
+        self._greeted.set()
         async for response in self._call:
             await self._take(response)
+
+    async def _write(self, request: discovery_pb2.DeltaDiscoveryRequest) -> None:
+        async with self._writing:
+            await self._call.write(request)
 
     async def _take(self, response: discovery_pb2.DeltaDiscoveryResponse) -> None:
         kind = KINDS[response.type_url]
@@ -75,7 +82,7 @@ class Follower:
             self._drop(kind, name)
         names = [each.name for each in response.resources]
         self.responses.append((kind, names, list(response.removed_resources)))
-        await self._call.write(ack(response))
+        await self._write(ack(response))
         if kind == "clusters":
             await self._ask("endpoints", {*taken_from_ads(known.values()), *self._beside})
         elif kind == "listeners":
@@ -93,7 +100,7 @@ class Follower:
             return
         for name in before - names:
             self._drop(kind, name)
-        await self._call.write(
+        await self._write(
             discovery_pb2.DeltaDiscoveryRequest(
                 type_url=URLS[kind],
                 resource_names_subscribe=sorted(names - before),
