@@ -7,6 +7,8 @@
                      ext_proc, EDS│ │CDS, LDS, RDS, EDS; SDS
                                Weir istiod, istio-agent
 
+istiod may be a real one, relayed (`relay.py`, `integration.operated`).
+
 What is real: the waypoint or gateway (an Envoy with what istiod generated, patched by EnvoyFilters,
 minus what only Istio's build has), ztunnel (a second Envoy), mutual TLS with SPIFFE identities,
 Weir's xDS server and ext_proc server, all connections. What stands in: istiod (`istiod.py`, pushing

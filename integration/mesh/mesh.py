@@ -13,6 +13,7 @@ from integration.mesh.envoy import Envoy, bootstrap_of_proxy
 from integration.mesh.istiod import DATA, SHAPES, Istiod, Shape, capture
 from integration.mesh.places import CAPTURE, GATEWAY, Places, claimed
 from integration.mesh.pods import Pods
+from integration.mesh.relay import Relay
 from integration.mesh.secrets import Agent, spiffe
 from integration.mesh.traffic import KEY, Traffic
 from integration.mesh.weir import ControlPlane, RealPicker, SteeredPicker
@@ -36,7 +37,7 @@ class Mesh:
     places: Places
     directory: Path
     agent: Agent
-    istiod: Istiod
+    istiod: Istiod | Relay
     proxy: Envoy
     ztunnel: Envoy
     far: FarEnd
@@ -129,6 +130,7 @@ async def mesh(
     drain_seconds=45,
     captured=(),
     octet=None,
+    istiod=None,
 ):
     """Run one shape until the block ends, as many Pods as there are `weights`.
 
@@ -143,6 +145,8 @@ async def mesh(
     `captured`    what of Weir ztunnel has captured too: "xds", "picker"
     `drain_seconds`  how long connections may stay on filter chains that were replaced; Istio's 45
     `octet`       127.<octet>.0.0/16; a free one where None
+    `istiod`      made of `Places`, what configures the proxy instead of the stand-in; `filters`,
+                  `start` and `edit` are then nobody's
     """
     shape = SHAPES[shape] if isinstance(shape, str) else shape
     filters = shape.filters if filters is None else filters
@@ -161,13 +165,16 @@ async def mesh(
             captured=captured,
         )
         made.picker = _picker(picker, places, directory)
+        if istiod is not None:
+            made.istiod = istiod(places)
         await stack.enter_async_context(made.pods.running())
         await stack.enter_async_context(made.traffic.running())
         for part in (made.agent, made.istiod, made.weir, made.picker, made.ztunnel, made.proxy):
             if part is not None:
                 stack.push_async_callback(part.stop)
         made.weir.set(made.named(*weights))
-        await made.apply(filters, start=start or shape.start, edit=edit)
+        if istiod is None:
+            await made.apply(filters, start=start or shape.start, edit=edit)
         for part in (made.agent, made.istiod, weir and made.weir, made.picker, made.ztunnel):
             if part:
                 await part.start()
