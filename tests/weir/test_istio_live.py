@@ -72,6 +72,23 @@ async def test_kinds_that_are_not_installed_are_none(tmp_path):
         assert status == 0, err
 
 
+async def test_a_bad_annotation_is_noted_in_words_and_pods_that_are_not_looked_at_are_not_missed(
+    tmp_path,
+):
+    documents = objects()
+    (pool,) = [each for each in documents if each["kind"] == "InferencePool"]
+    pool["metadata"]["annotations"] = {"weir.dev/mode": "idle"}
+    async with cluster(tmp_path, documents) as (_, config):
+        _, _, err = await weir(
+            *("manifests", "ns/llm-pool", "--istio-version", "1.32"),
+            *("--kubernetes", "--kubeconfig", config),
+        )
+    said = [line for line in err.splitlines() if "llm-pool" in line]
+    assert len(said) == 1, said
+    assert said[0].startswith("note: InferencePool ns/llm-pool: weir.dev/mode: ")
+    assert "not 'idle'" in said[0]
+
+
 async def test_what_may_not_be_listed_is_said(tmp_path):
     async with cluster(tmp_path, objects()) as (api, config):
         api.forbidden.add("envoyfilters.networking.istio.io")

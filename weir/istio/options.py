@@ -15,6 +15,7 @@ from xds.istio.shapes.inventory import Inventory, inventory, parse_version
 from xds.istio.shapes.wiring import Host, Istio, ShapeError, Version
 from xds.manifests import ManifestError
 from xds.pool import Policy, PoolName
+from xds.problems import Reason
 from xds.sources.connection import Cluster
 
 XDS_ADDRESS = "weir-xds.weir.svc.cluster.local:15010"
@@ -86,7 +87,8 @@ def read(place: source.Place) -> tuple[Inventory, dict[PoolName, Policy]]:
     else:
         pools, problems = registry.Standing().pools(manifests)
         for problem in problems:
-            click.echo(f"note: {problem}", err=True)
+            if problem.reason is not Reason.NO_PODS:  # Pods are not looked at
+                click.echo(f"note: {problem.where}: {problem.message}", err=True)
     return inventory(manifests), {name: pool.policy for name, pool in pools.items()}
 
 
