@@ -168,7 +168,9 @@ async def test_where_the_proxy_does_not_reach_weir_nothing_comes_but_a_cluster(t
     assert load.failures == {}
 
 
-RIGHTS = ("base/rbac.yaml", "components/envoyfilters/rbac.yaml")
+RIGHTS = tuple(
+    f"{each}/rbac.yaml" for each in ("base", "components/istio", "components/envoyfilters")
+)
 
 
 @asynccontextmanager
