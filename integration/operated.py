@@ -25,7 +25,7 @@ from integration.test_keeper import RIGHTS
 from integration.test_kubernetes_apiserver import account, token
 from integration.wiring import VERSIONS
 from tests.manifests.objects import KUSTOMIZE
-from weir.processes import running, weir
+from weir.processes import Child, start, weir
 
 SETTLE_SECONDS, DRAIN_SECONDS = 3, 2
 PRINTED = re.compile(r"`weir (istio manifests [^`]+)` prints it")
@@ -41,10 +41,28 @@ KINDS = {
 class Operated:
     """`steps` are those of the EnvoyFilters that there were: which at once, change by change."""
 
-    def __init__(self, made: Mesh, there: Cluster) -> None:
+    def __init__(self, made: Mesh, there: Cluster, command: list[str]) -> None:
         self.mesh, self.cluster = made, there
         self.steps: list[list[int]] = []
+        self.weir: Child | None = None
+        self._command = command
         self._status = f"http://{made.places.weir}:15011/status"
+
+    async def serve(self) -> None:
+        """`weir serve` starts; it is stopped by its process, `weir`."""
+        log = self.mesh.directory / f"serve-{len(list(self.mesh.directory.glob('serve-*')))}.log"
+        self.weir = await start("weir serve", self._command, log)
+        await self.weir.until_logged("serving")
+
+    async def conditions(self) -> dict[str, dict[str, str]]:
+        """The status of the pool: of each controller, and of istiod, what it says by type."""
+        pool = await self.cluster.kubectl.get(named("inferencepool", "ns", "llm-pool"))
+        return {
+            each.get("controllerName", "istiod"): {
+                condition["type"]: condition["status"] for condition in each["conditions"]
+            }
+            for each in pool.get("status", {}).get("parents", ())
+        }
 
     async def annotate(self, shape: str | None) -> None:
         """The pool asks to be wired so, or, with None, no more."""
@@ -121,27 +139,24 @@ def version(shape: str) -> str:
 async def operated(directory: Path, shape: str, **environment: str) -> AsyncIterator[Operated]:
     """One shape's mesh, not wired; `environment` is istiod's."""
     (directory / "cluster").mkdir()
+    options = {"proxy": False, "weir": False, "drain_seconds": DRAIN_SECONDS, "istiod": Relay}
     async with (
-        mesh(
-            directory,
-            SHAPES[shape],
-            proxy=False,
-            weir=False,
-            drain_seconds=DRAIN_SECONDS,
-            istiod=Relay,
-        ) as made,
+        mesh(directory, SHAPES[shape], **options) as made,
         cluster(directory / "cluster", *objects(made), **environment) as there,
-        running("weir serve", await _serve(made, there), directory / "serve.log") as serving,
         asyncio.TaskGroup() as tasks,
     ):
+        operator = Operated(made, there, await _serve(made, there))
         made.istiod.upstream = there.istiod.address
-        await serving.until_logged("serving")
-        await made.proxy.start()
-        await _answered(made)
-        operator = Operated(made, there)
-        following = tasks.create_task(operator.follow())
-        yield operator
-        following.cancel()
+        try:
+            await operator.serve()
+            await made.proxy.start()
+            await _answered(made)
+            following = tasks.create_task(operator.follow())
+            yield operator
+            following.cancel()
+        finally:
+            if operator.weir is not None:
+                await operator.weir.stop()
 
 
 def objects(made: Mesh) -> list[Document]:

@@ -1,5 +1,7 @@
 """Weir wires a pool in a real API server, a real istiod tells the proxy, and no request fails."""
 
+import asyncio
+
 import pytest
 
 from integration.cluster import MISSING
@@ -10,37 +12,36 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
     pytest.mark.timeout(300),
 ]
+FLAG = "ENABLE_GATEWAY_API_INFERENCE_EXTENSION"
+WITHOUT_THE_FLAG = ("waypoint-second-service", "waypoint-own-cluster")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_path, shape):
-    async with operated(tmp_path, shape) as there, there.mesh.traffic.under_load() as load:
-        made = there.mesh
-        await made.traffic.served(40)
-        await there.annotate(shape)
-        await there.wired()
-        await follows_weir(made)
-        assert there.steps[0] == []
-        assert there.steps[1] in ([0], [1])
-        assert [max(each, default=0) for each in there.steps] == sorted(
-            max(each, default=0) for each in there.steps
-        )
-        came = len(there.steps)
-        leftovers = await there.leftovers()
-        await there.annotate(None)
-        await there.unwired()
-        went = [max(each, default=0) for each in there.steps[came:]]
-        assert went == sorted(went, reverse=True)
-        for each in leftovers:
-            await made.drained()
-            await there.cluster.kubectl.delete(each)
-        await made.traffic.served(40)
-    assert load.failures == {}
-    assert load.sent > 300
+@pytest.mark.parametrize(
+    ("shape", "flag"),
+    [
+        *((shape, "true") for shape in SHAPES),
+        *((shape, "false") for shape in WITHOUT_THE_FLAG),
+    ],
+)
+async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_path, shape, flag):
+    async with operated(tmp_path, shape, **{FLAG: flag}) as there:
+        async with there.mesh.traffic.under_load() as load:
+            await comes(there, shape)
+        assert load.failures == {}
+        await starts_alone(there)
+        async with there.mesh.traffic.under_load() as load:
+            await goes(there)
+        assert load.failures == {}
 
 
-async def follows_weir(made):
-    """Weights and picks are Weir's, of the captured Pod and of the other."""
+async def comes(there, shape):
+    made = there.mesh
+    await made.traffic.served(40)
+    await there.annotate(shape)
+    await there.wired()
+    highest = [max(each, default=-1) for each in there.steps]
+    assert highest == sorted(highest)
+    assert (there.steps[0], len(there.steps[1])) == ([], 1), "a cluster that nobody routes to"
     await made.has(100, 300)
     await made.drained()
     served = await made.traffic.served(300, at_once=1)
@@ -51,3 +52,37 @@ async def follows_weir(made):
     made.picker.target = None
     captured, _ = made.pods.values()
     assert set(made.far.tunnels) == {Tunnel(made.identity, captured.endpoint)}
+    async with asyncio.timeout(20):
+        while (await there.conditions())["weir.dev/controller"].get("weir.dev/Wired") != "True":
+            await asyncio.sleep(0.1)
+    if made.shape.name.startswith("gateway"):
+        said = {"Accepted": "True", "ResolvedRefs": "True"}
+        assert (await there.conditions())["istiod"] == said, "both write status"
+
+
+async def starts_alone(there):
+    """A proxy that starts without Weir has istiod's endpoints by its twin, and then ours again."""
+    made = there.mesh
+    await made.proxy.stop()
+    await there.weir.kill()
+    await made.proxy.start()
+    await made.has(1, 1)
+    assert await made.stat("assignment_use_cached") == 1
+    await made.traffic.served(40)
+    await there.serve()
+    await made.has(100, 300)
+
+
+async def goes(there):
+    made, came = there.mesh, len(there.steps)
+    leftovers = await there.leftovers()
+    await there.annotate(None)
+    await there.unwired()
+    highest = [max(each, default=-1) for each in there.steps[came:]]
+    assert highest == sorted(highest, reverse=True)
+    for each in leftovers:
+        await made.drained()
+        await there.cluster.kubectl.delete(each)
+    await made.drained()
+    await made.traffic.served(40)
+    assert not [each for each in made.istiod.configuration.clusters if "weir|" in each["name"]]
