@@ -7,7 +7,6 @@ its steps instead of 60, as connections drain within 2 s here instead of 45.
 import asyncio
 import re
 import shlex
-import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -25,10 +24,11 @@ from integration.test_keeper import RIGHTS
 from integration.test_kubernetes_apiserver import account, token
 from integration.wiring import VERSIONS
 from tests.manifests.objects import KUSTOMIZE
+from tests.weir.test_istio_live import weir as weir_istio
 from weir.processes import Child, start, weir
 
 SETTLE_SECONDS, DRAIN_SECONDS = 3, 2
-PRINTED = re.compile(r"`weir (istio manifests [^`]+)` prints it")
+PRINTED = re.compile(r"`weir istio (manifests [^`]+)` prints it")
 DELETED = re.compile(r"kubectl delete (httproute|service) -n (\S+) (\S+)")
 KINDS = {
     "httproute": ("gateway.networking.k8s.io/v1", "HTTPRoute"),
@@ -78,7 +78,7 @@ class Operated:
 
     async def leftovers(self) -> list[Document]:
         """What of the wiring is the operator's to delete, in this order."""
-        said = await self._weir("istio", "uninstall", "--dry-run", "ns/llm-pool")
+        said = await self._weir("uninstall", "--dry-run", "ns/llm-pool")
         return [named(*found) for found in DELETED.findall(said)]
 
     async def follow(self) -> None:
@@ -111,18 +111,13 @@ class Operated:
             await self.cluster.kubectl.delete(named(*found))
 
     async def _weir(self, *arguments: str) -> str:
-        """What it prints, looking at the cluster."""
+        """What `weir istio` prints, looking at the cluster."""
         options = ["--kubernetes", "--kubeconfig", str(self.cluster.kubeconfig)]
         if "manifests" in arguments:
             options += ["--istio-version", version(self.mesh.shape.name)]
-        process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "weir", *arguments, *options),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        said, why = await process.communicate()
-        assert process.returncode == 0, why.decode()
-        return said.decode()
+        status, said, why = await weir_istio(*arguments, *options)
+        assert status == 0, why
+        return said
 
 
 def named(kind: str, namespace: str, name: str) -> Document:

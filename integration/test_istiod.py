@@ -4,6 +4,7 @@
 `envoyfilter.py`, which patches that data as istiod would.
 """
 
+import asyncio
 import json
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -14,9 +15,11 @@ import pytest_asyncio
 from integration.cluster import MISSING, cluster
 from integration.envoyfilter import apply, referenced_services
 from integration.follower import taken_from_ads
-from integration.mesh.istiod import SHAPES, assignments, generated, read
+from integration.mesh.istiod import GATEWAY_PROXY, SHAPES, assignments, generated, read
 from integration.recording import by_name, followed, objects, stages
 from integration.wiring import printed, unwired
+from tests.weir.test_istio_live import weir
+from xds.istio.shapes.inventory import INFERENCE
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
@@ -95,6 +98,24 @@ async def test_istiods_webhook_says_of_what_is_printed_what_it_says_of_every_env
         assert said.startswith("EnvoyFilter exposes internal implementation details that may ")
     each["spec"]["configPatches"][0]["patch"]["value"] = {"no": "field"}
     assert len(await running.istiod.objections(each)) == 2
+
+
+async def test_an_istiod_that_knows_no_pools_says_so_of_a_route_and_weir_passes_it_on(tmp_path):
+    """It accepts the route, and leads it to a cluster that is none."""
+    async with cluster(tmp_path, *objects(), **{INFERENCE: "false"}) as made:
+        async with followed(made, GATEWAY_PROXY) as proxy:
+            await proxy.until(lambda: "http.80" in proxy.resources["routes"])
+            assert "UnknownService" in json.dumps(proxy.resources["routes"])
+        (route,) = (each for each in objects() if each["kind"] == "HTTPRoute")
+        async with asyncio.timeout(20):
+            while "status" not in await made.kubectl.get(route):
+                await asyncio.sleep(0.1)
+        status, _, why = await weir(
+            *("manifests", "ns/llm-pool", "--istio-version", "1.32"),
+            *("--kubernetes", "--kubeconfig", made.kubeconfig),
+        )
+    assert status == 1
+    assert f"To enable, set {INFERENCE} to true in istiod" in why
 
 
 async def patched(made, shape, filters, *, start):

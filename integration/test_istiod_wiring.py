@@ -7,12 +7,12 @@ import pytest
 from integration.cluster import MISSING
 from integration.mesh import SHAPES, Tunnel, follows
 from integration.operated import operated
+from xds.istio.shapes.inventory import INFERENCE
 
 pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
     pytest.mark.timeout(300),
 ]
-FLAG = "ENABLE_GATEWAY_API_INFERENCE_EXTENSION"
 WITHOUT_THE_FLAG = ("waypoint-second-service", "waypoint-own-cluster")
 
 
@@ -24,7 +24,7 @@ WITHOUT_THE_FLAG = ("waypoint-second-service", "waypoint-own-cluster")
     ],
 )
 async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_path, shape, flag):
-    async with operated(tmp_path, shape, **{FLAG: flag}) as there:
+    async with operated(tmp_path, shape, **{INFERENCE: flag}) as there:
         async with there.mesh.traffic.under_load() as load:
             await comes(there, shape)
         assert load.failures == {}

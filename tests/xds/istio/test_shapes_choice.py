@@ -87,6 +87,11 @@ REFUSED = {
         {},
         "status.parents: Gateway inference-gateway has not accepted it (R: why)",
     ),
+    "istiod knows no InferencePools": (
+        (pool(), GATEWAY, route(to("llm-pool"), unresolved="InvalidKind")),
+        {},
+        "Gateway inference-gateway has not resolved it (InvalidKind: why)",
+    ),
     "a pool beside it is not there": (
         (pool(), GATEWAY, route(SPLIT)),
         {},
@@ -351,6 +356,11 @@ def test_a_picker_that_must_not_fail_open_is_noted():
 def test_a_status_that_is_not_there_is_noted():
     found = notes(pool(), GATEWAY, route(to("llm-pool"), accepted=""))
     assert any("whether it is accepted is not known" in note for note in found)
+
+
+def test_what_a_route_has_beside_the_pool_and_istiod_does_not_resolve_is_noted():
+    found = notes(pool(), GATEWAY, route(to("llm-pool"), unresolved="BackendNotFound"))
+    assert any("has not resolved it (BackendNotFound: why)" in note for note in found)
 
 
 def test_a_picker_that_is_named_by_the_operator_is_asked():

@@ -50,14 +50,16 @@ TO_POOL = "{group: inference.networking.k8s.io, kind: InferencePool, name: %s}"
 AT_GATEWAY, AT_SERVICE = "{name: inference-gateway}", "{group: '', kind: Service, name: llm}"
 
 
-def route(*rules, name="llm-route", parents=(AT_GATEWAY,), accepted="True"):
-    """An HTTPRoute; a rule is its body in YAML's flow style."""
+def route(*rules, name="llm-route", parents=(AT_GATEWAY,), accepted="True", unresolved=""):
+    """An HTTPRoute; a rule is its body in YAML's flow style, `unresolved` a reason."""
     listed = "".join(f"\n  - {rule}" for rule in rules)
     status = "status:\n  parents:" + "".join(
         f"""
   - parentRef: {parent}
     controllerName: istio.io/{"mesh" if "Service" in parent else "gateway"}-controller
-    conditions: [{{type: Accepted, status: "{accepted}", reason: R, message: why}}]"""
+    conditions:
+    - {{type: Accepted, status: "{accepted}", reason: R, message: why}}
+    - {{type: ResolvedRefs, status: "{not unresolved}", reason: "{unresolved}", message: why}}"""
         for parent in parents
     )
     return f"""

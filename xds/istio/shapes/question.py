@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from xds.istio.objects import HTTPRoute, ParentRef
+from xds.istio.objects import Condition, HTTPRoute, ParentRef
 from xds.istio.objects import RouteRule as ObjectRule
 from xds.istio.shapes.inventory import CONTROLLERS, Inventory
 from xds.istio.shapes.wiring import (
@@ -19,6 +19,7 @@ from xds.pool import Body, Policy, PoolName
 
 PICKER_PORT = 9002
 ALPHA_GROUP = "inference.networking.x-k8s.io"
+INVALID_KIND = "InvalidKind"  # of ResolvedRefs: a kind that this istiod does not know
 
 
 @dataclass(slots=True)
@@ -121,20 +122,32 @@ def name_of(route: HTTPRoute) -> str:
 
 
 def accepted(route: HTTPRoute, ref: ParentRef) -> str:
-    """A note where it is not known. Raises `ShapeError` where Istio refused the route."""
+    """A note of what is not known, or not resolved. Raises `ShapeError` where Istio refused it.
+
+    An istiod that knows no InferencePools accepts the route, and leads it nowhere.
+    """
+    where = f"HTTPRoute {name_of(route)}: status.parents"
     for parent in route.status.parents:
         same = (parent.parent_ref.kind, parent.parent_ref.name) == (ref.kind, ref.name)
         if not same or parent.controller not in CONTROLLERS:
             continue
-        for condition in parent.conditions:
-            if condition.type == "Accepted" and condition.status != "True":
-                why = ": ".join(part for part in (condition.reason, condition.message) if part)
-                raise ShapeError(
-                    f"HTTPRoute {name_of(route)}: status.parents: {ref.kind} {ref.name} has not "
-                    f"accepted it ({why or 'no reason given'}); mend the route first"
-                )
+        not_true = {each.type: each for each in parent.conditions if each.status != "True"}
+        if condition := not_true.get("Accepted"):
+            raise ShapeError(
+                f"{where}: {ref.kind} {ref.name} has not accepted it ({_why(condition)}); mend the "
+                "route first"
+            )
+        if condition := not_true.get("ResolvedRefs"):
+            said = f"{where}: {ref.kind} {ref.name} has not resolved it ({_why(condition)})"
+            if condition.reason == INVALID_KIND:
+                raise ShapeError(said)
+            return said
         return ""
     return (
-        f"HTTPRoute {name_of(route)}: status.parents: nothing of Istio for {ref.kind} {ref.name}; "
-        "whether it is accepted is not known"
+        f"{where}: nothing of Istio for {ref.kind} {ref.name}; whether it is accepted is not known"
     )
+
+
+def _why(condition: Condition) -> str:
+    said = ": ".join(part for part in (condition.reason, condition.message) if part)
+    return said or "no reason given"
