@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import yaml
-from click.testing import CliRunner
 
 from integration.mesh import SHAPES, mesh
 from integration.mesh.istiod import POOL
 from integration.test_shapes import EXT_PROC
-from integration.wiring import VERSIONS, printed
+from integration.wiring import answer, printed
 from tests.manifests.objects import ROOT
-from weir.cli import main
 
 EXAMPLES = ROOT / "docs/examples/istio"
 # The example's objects, by the names that istiod's data has them under.
@@ -48,14 +46,9 @@ def test_the_guides_example_is_wired_by_the_very_filters_that_are_run_here(tmp_p
         each for name in files for each in renamed((EXAMPLES / f"{name}.yaml").read_text())
     ]
     (example / "objects.yaml").write_text(yaml.safe_dump_all(documents))
-    arguments = [
-        *("istio", "manifests", "ns/llm-pool", "--config", str(example), "--shape", shape),
-        *("--istio-version", VERSIONS.get(shape, "1.32")),
-        *("--picker", "llm-epp.ns.svc.cluster.local:9002"),
-    ]
-    result = CliRunner().invoke(main, arguments)
-    assert result.exit_code == 0, result.output
-    documents = [each for each in yaml.safe_load_all(result.stdout) if each]
+    command = ["istio", "manifests", "ns/llm-pool", "--shape", shape]
+    command += ["--picker", "llm-epp.ns.svc.cluster.local:9002"]
+    documents = answer(command, example, shape)
     filters = [each for each in documents if each["kind"] == "EnvoyFilter"]
     assert filters == printed(shape, tmp_path)
 

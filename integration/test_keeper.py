@@ -1,158 +1,98 @@
 """`weir serve --manage-envoyfilters` in the mesh: what it writes reaches the proxy.
 
-istiod's stand-in has whatever EnvoyFilters the API server has. Removal waits 3 s between its steps
-instead of 60, as connections drain within 2 s here instead of 45.
+With more than one replica: `test_replicas.py`.
 """
 
 import asyncio
-import json
 from contextlib import asynccontextmanager
 
-import aiohttp
 import pytest
 import yaml
 
 from integration.apiserver import ASSETS, control_plane
-from integration.mesh import mesh
-from integration.mesh.istiod import DATA
+from integration.mesh import SHAPES
 from integration.test_kubernetes_apiserver import account, install, token
+from integration.watched import SETTLE_SECONDS, watched
 from tests.manifests.objects import KUSTOMIZE
-from tests.xds.apiserver import ApiServer
 from tests.xds.operators_cluster import KINDS, NAME, POD, STEPS, acknowledge, gateway
 from tests.xds.operators_cluster import control_plane as weir_serve
-from weir.bench.apiserver import kubeconfig
 from weir.ports import free
-from weir.processes import start, weir
 from xds.sources import kinds
-
-FILTERS = f"{kinds.ENVOY_FILTER.plural}.{kinds.ENVOY_FILTER.group}"
-POOLS = f"{kinds.POOL.plural}.{kinds.POOL.group}"
-SETTLE_SECONDS, DRAIN_SECONDS = 3, 2
-
-
-class Watched:
-    """The API server, the mesh that follows it, and how it came to what it has."""
-
-    def __init__(self, made, api):
-        self.mesh, self.api = made, api
-        self.history = []
-        self._status = f"http://{made.places.weir}:15011/status"
-
-    def put(self, documents):
-        for each in documents:
-            if (kind := KINDS.get(each["kind"])) is not None:
-                self.api.store.put(f"{kind.plural}.{kind.group}", each)
-
-    def annotate(self, shape=None):
-        key = POOLS, "ns", "llm-pool"
-        pool = self.api.store.objects[key]
-        said = {} if shape is None else {"weir.dev/shape": shape}
-        pool = {**pool, "metadata": {**pool["metadata"], "annotations": said}}
-        self.api.store.put(POOLS, pool)
-
-    def names(self):
-        """What of the pool's EnvoyFilters there is; the part after what all have."""
-        found = [name for kind, _, name in self.api.store.objects if kind == FILTERS]
-        return sorted(found)
-
-    async def until(self, condition, seconds=60):
-        async with asyncio.timeout(seconds):
-            while not condition():
-                await asyncio.sleep(0.05)
-
-    async def follow(self):
-        """istiod, which watches EnvoyFilters and pushes."""
-        seen = {}
-        while True:
-            there = {k[2]: v for k, v in self.api.store.objects.items() if k[0] == FILTERS}
-            now = {name: each["metadata"]["resourceVersion"] for name, each in there.items()}
-            if now != seen:
-                seen = now
-                self.history.append(sorted(there))
-                await self.mesh.apply([json.loads(json.dumps(each)) for each in there.values()])
-            await asyncio.sleep(0.05)
-
-    async def places(self):
-        async with aiohttp.ClientSession() as client, client.get(self._status) as response:
-            return (await response.json())["wiring"]["places"]
-
-
-@asynccontextmanager
-async def watched(tmp_path, shape, *, address=None):
-    """The shape's mesh with `weir serve` at work; proxies do not know of another `address`."""
-    async with mesh(tmp_path, shape, [], drain_seconds=DRAIN_SECONDS, weir=False) as made:
-        api = ApiServer(f"{each.plural}.{each.group}" for each in (*kinds.ALWAYS, *kinds.ISTIO))
-        api.collections.add("events.")
-        there = Watched(made, api)
-        there.put(objects(made))
-        await api.start()
-        config = kubeconfig(tmp_path / "kubeconfig", api.url)
-        child = await start(
-            "weir serve",
-            weir(
-                *("serve", "--kubernetes", "--kubeconfig", str(config), "--plaintext"),
-                *("--listen", address or made.places.xds, "--status", f"{made.places.weir}:15011"),
-                *("--istio-domain", "cluster.local", "--manage-envoyfilters"),
-                *("--istio-version", "1.32", "--settle-seconds", str(SETTLE_SECONDS)),
-            ),
-            tmp_path / "serve.log",
-        )
-        try:
-            await child.until_logged("serving")
-            async with asyncio.TaskGroup() as tasks:
-                following = tasks.create_task(there.follow())
-                yield there
-                following.cancel()
-        finally:
-            await child.stop()
-            await api.stop()
-
-
-def objects(made):
-    """What the operator has, the proxy's Pod named as its node says, and unequal capacities."""
-    text = (DATA / "kubernetes.yaml").read_text().replace("name: gw-0", "name: inference-gateway-0")
-    documents = made.pods.objects(made.places, text)
-    for each in documents:
-        if each["kind"] == "Pod" and each["metadata"]["name"] == "llm-1":
-            each["metadata"]["annotations"] = {"weir.dev/capacity": "3"}
-    return documents
-
 
 FIRST = {
     "gateway": "weir.inference-gateway.ns.llm-pool.gateway.probe",
+    "gateway-own-cluster": "weir.inference-gateway.ns.llm-pool",
+    "waypoint-inferencepool": "weir.waypoint.ns.llm-pool.waypoint-inferencepool.probe",
+    "waypoint-second-service": "weir.waypoint.ns.llm-pool.waypoint-second-service.probe",
     "waypoint-own-cluster": "weir.waypoint.ns.llm.8000.cluster",
 }
-LAST = {
-    "gateway": "weir.inference-gateway.ns.llm-pool.routes",
-    "waypoint-own-cluster": "weir.waypoint.ns.llm.8000.route",
-}
 
 
-@pytest.mark.parametrize("shape", FIRST)
+@pytest.mark.parametrize("shape", SHAPES)
 async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_path, shape):
     async with watched(tmp_path, shape) as there, there.mesh.traffic.under_load() as load:
         made = there.mesh
         await made.traffic.served(40)
         there.annotate(shape)
-        await there.until(lambda: LAST[shape] in there.names())
+        await there.wired()
         await made.has(100, 300)
         await made.traffic.served(100)
-        async with asyncio.timeout(10):
-            while [each["done"] for each in await there.places()] != [True]:
-                await asyncio.sleep(0.2)
-        assert there.history[0] == [FIRST[shape]]
-        before = {*there.names()} - {LAST[shape]}
+        came = [each for each in there.changes if each.what == "ADDED"]
+        assert came[0].name == FIRST[shape]
+        assert [each.step for each in came] == sorted(each.step for each in came)
+        await there.until(lambda: 0 not in there.filters.values())  # the probe
+        before, highest = there.filters, max(there.filters.values())
         there.annotate()
-        await there.until(lambda: LAST[shape] not in there.names())
-        assert {*there.names()} >= {each for each in before if "probe" not in each}
-        await there.until(lambda: there.names() == [])
+        if shape == "waypoint-inferencepool":
+            await held_until_the_route_is_gone(there)
+        await there.until(lambda: there.filters != before)
+        assert all(name in there.filters for name, step in before.items() if step < highest)
+        await there.unwired()
+        steps = [each.step for each in there.changes]
+        assert {each.what for each in there.changes} == {"DELETED"}
+        assert steps == sorted(steps, reverse=True)
         await made.traffic.served(40)
-        assert await there.places() == []
+        assert there.routed == (shape == "waypoint-second-service")
     assert load.failures == {}
     assert load.sent > 300
 
 
-@pytest.mark.parametrize("shape", FIRST)
+async def held_until_the_route_is_gone(there):
+    """Istio alone answers it with 503."""
+    before = there.filters
+    (place,) = await there.until_told(lambda places: "goes first" in places[0]["says"])
+    await asyncio.sleep(2 * SETTLE_SECONDS)
+    assert there.filters == before
+    await there.mesh.traffic.served(40)
+    there.obey(place["says"])
+    assert not there.routed
+
+
+async def test_patches_come_under_a_route_that_is_in_use_and_go_after_it(tmp_path):
+    """Istio alone carries out a route to a second Service."""
+    shape = "waypoint-second-service"
+    async with watched(tmp_path, shape) as there, there.mesh.traffic.under_load() as load:
+        made = there.mesh
+        for number in (1, 2):
+            command = f"istio manifests ns/llm-pool --shape {shape} --step {number}"
+            there.obey(f"`weir {command}` prints it")
+        await made.has(1, 1)
+        there.annotate(shape)
+        await there.wired()
+        await made.has(100, 300)
+        await there.until(lambda: 0 not in there.filters.values())  # the probe
+        before = there.filters
+        there.obey("kubectl delete httproute -n ns llm-weir")
+        await there.until_told(lambda places: "apply HTTPRoute" in places[0]["says"])
+        await asyncio.sleep(2 * SETTLE_SECONDS)
+        assert there.filters == before, "they go with the annotation"
+        there.annotate()
+        await there.unwired()
+        await made.traffic.served(40)
+    assert load.failures == {}
+
+
+@pytest.mark.parametrize("shape", ["gateway", "waypoint-own-cluster"])
 async def test_where_the_proxy_does_not_reach_weir_nothing_comes_but_a_cluster(tmp_path, shape):
     nowhere = f"127.0.0.1:{free()}"
     async with (
@@ -160,9 +100,9 @@ async def test_where_the_proxy_does_not_reach_weir_nothing_comes_but_a_cluster(t
         there.mesh.traffic.under_load() as load,
     ):
         there.annotate(shape)
-        await there.until(lambda: there.names() == [FIRST[shape]])
+        await there.until(lambda: [*there.filters] == [FIRST[shape]])
         await asyncio.sleep(6)
-        assert there.names() == [FIRST[shape]]
+        assert [*there.filters] == [FIRST[shape]]
         (place,) = await there.places()
         assert "1 of 1 proxies" in place["says"]
     assert load.failures == {}

@@ -28,20 +28,44 @@ def printed(shape, directory, *, step=None, change=str):
     route = DATA / "patched" / shape / "httproute.yaml"
     if route.exists():
         (have / "httproute.yaml").write_text(route.read_text())
-    arguments = [
-        *("istio", "manifests", "ns/llm-pool", "--config", str(have), "--shape", shape),
-        *("--istio-version", VERSIONS.get(shape, "1.32")),
-        *(("--step", str(step)) if step else ()),
-    ]
+    command = ["istio", "manifests", "ns/llm-pool", "--shape", shape]
+    command += ["--step", str(step)] if step else []
+    return [each for each in answer(command, have, shape) if each["kind"] == "EnvoyFilter"]
+
+
+def version(shape):
+    """Of Istio, for the shape to be possible or chosen."""
+    return VERSIONS.get(shape, "1.32")
+
+
+def answer(command, have, shape):
+    """The documents that `weir istio manifests` prints, given the objects in a directory."""
+    arguments = [*command, "--config", str(have), "--istio-version", version(shape)]
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 0, result.output
-    documents = [each for each in yaml.safe_load_all(result.stdout) if each]
-    return [each for each in documents if each["kind"] == "EnvoyFilter"]
+    return [each for each in yaml.safe_load_all(result.stdout) if each]
 
 
 def unwired(shape):
     """The folder of `istiod/unpatched/` that has nothing of the operator's doing for the shape."""
     return "waypoint" if shape.name in BY_HTTPROUTE else shape.start
+
+
+def with_asked_for(configuration, made):
+    """What istiod generates, with the clusters of Services that no route leads to.
+
+    A waypoint has those that an annotation of its EnvoyFilters asks for.
+    """
+    if made.shape.name not in BY_HTTPROUTE:
+        return configuration
+    known = {each["name"] for each in configuration.clusters}
+    asked = referenced_services(made.filters)
+    more = [
+        each
+        for each in read(f"unpatched/{made.shape.start}", "clusters", made.places.move)
+        if each["name"].rpartition("|")[2] in asked and each["name"] not in known
+    ]
+    return replace(configuration, clusters=[*configuration.clusters, *more])
 
 
 class Wiring:
@@ -102,22 +126,9 @@ class Wiring:
         return f"{text}\n---\n{yaml.safe_dump(rule)}"
 
     def _generated(self, configuration):
-        """What istiod makes of the objects as they are now, before patches.
-
-        A waypoint has the cluster of a Service that no route leads to where an annotation of its
-        EnvoyFilters asks for it.
-        """
-        clusters = list(configuration.clusters)
-        known = {each["name"] for each in clusters}
-        asked = referenced_services(self.mesh.filters)
-        if self.shape.name in BY_HTTPROUTE:
-            folder = f"unpatched/{self.shape.start}"
-            clusters += [
-                each
-                for each in read(folder, "clusters", self.mesh.places.move)
-                if each["name"].rpartition("|")[2] in asked and each["name"] not in known
-            ]
-        for each in clusters:
+        """What istiod makes of the objects as they are now, before patches."""
+        found = with_asked_for(configuration, self.mesh)
+        for each in found.clusters:
             if each["name"] == self.shape.service and self._seconds is not None:
                 each["connect_timeout"] = f"{self._seconds}s"
-        return replace(configuration, clusters=clusters)
+        return found
