@@ -6,7 +6,8 @@
 A round looks at everything anew and does what may be done now: when something changed, and every
 few seconds. Every replica goes through it; only one acts (`replicas.leads`), and the others
 know all that it knows when they have to take over. Where a kind of object is not known for certain
-nothing is done at all: what is out of date may look as if nobody wanted it.
+nothing is done at all: what is out of date may look as if nobody wanted it. So it is with all that
+a replica knew and meant to do before it stood still (`pulse`).
 
 Nothing waits for this, and nothing else stops with it.
 """
@@ -38,6 +39,7 @@ from xds.manifests import Pod
 from xds.peers import Peers
 from xds.pool import PoolName
 from xds.problems import Problem, Reason
+from xds.pulse import BEAT_SECONDS, Pulse
 from xds.sources import kinds
 from xds.sources.applier import Applier
 from xds.sources.connection import Connection
@@ -49,6 +51,7 @@ DOCUMENTS = (kinds.GATEWAY, kinds.ROUTE, *kinds.ISTIO)
 WIRING = (kinds.POOL, kinds.SERVICE, *DOCUMENTS)
 
 START = "no round is over yet"
+STOOD_STILL = "this replica stood still, and first learns what happened meanwhile"
 
 log = structlog.get_logger()
 
@@ -85,6 +88,7 @@ class Keeper:
         self._clock = asyncio.get_running_loop().time
         self._applier = Applier(connection, kinds.ENVOY_FILTER, rng or Random(), self._clock)
         self._peers = Peers(options.replica, options.peers)
+        self._pulse = Pulse(self._clock())
         self._reading = Reading()
         self._looked_at: Any = None  # what `_keeping` was made of
         self._have: Have | None = None
@@ -99,7 +103,7 @@ class Keeper:
     @property
     def me(self) -> Replica:
         """What the other replicas are told."""
-        able = not self._paused and not self._applier.resting
+        able = not self._paused and not self._applier.resting and self._is_well()
         return Replica(self._options.replica, able, self._seen())
 
     @property
@@ -173,6 +177,7 @@ class Keeper:
     async def run(self) -> None:
         """Until cancelled."""
         wait = self._options.round_seconds
+        beating = asyncio.create_task(self._beat())
         try:
             while True:
                 self._source.stirred.clear()
@@ -189,12 +194,22 @@ class Keeper:
                         await self._source.stirred.wait()
                 await asyncio.sleep(min(QUIET_SECONDS, wait))  # what comes together is one round
         finally:
+            beating.cancel()
             await self._peers.close()
+
+    async def _beat(self) -> None:
+        while True:
+            self._is_well()
+            await asyncio.sleep(BEAT_SECONDS)
+
+    def _is_well(self) -> bool:
+        return self._pulse.feel(self._clock())
 
     async def _round(self) -> None:
         others = await self._peers.ask()
         now = self._clock()
-        if doubt := self._source.doubt((*WIRING, kinds.POD), now):
+        still = "" if self._is_well() else STOOD_STILL
+        if doubt := still or self._source.doubt((*WIRING, kinds.POD), now):
             self._pause(doubt)
             return
         try:
@@ -255,9 +270,11 @@ class Keeper:
     async def _do(self, decision: Decision, ours: Mapping[Key, Object]) -> None:
         self._applier.forget({*map(key_of, decision.apply), *decision.delete})
         for item in decision.apply:
-            await self._applier.apply(item)
+            if self._is_well():
+                await self._applier.apply(item)
         for key in decision.delete:
-            await self._applier.delete(key, ours[key])
+            if self._is_well():
+                await self._applier.delete(key, ours[key])
 
     def _pause(self, why: str) -> None:
         """Nothing is known for certain; what was not needed before has its time again."""

@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from contextlib import asynccontextmanager
 
 import pytest
@@ -28,6 +29,7 @@ from xds.istio.shapes.wiring import Shape, Version
 from xds.keeper import Keeper, KeeperOptions
 from xds.peers import PATH
 from xds.problems import Reason
+from xds.pulse import STILL_SECONDS
 from xds.sources import kinds
 from xds.sources.connection import Cluster, Connection
 from xds.sources.kubernetes import KubernetesSource, Watching
@@ -261,6 +263,72 @@ async def test_a_replica_that_is_silent_has_seen_nothing(tmp_path):
             assert keeper.status()["acting"]
             assert list(keeper.status()["silent"]) == [nobody]
             assert api.filters() == [f"{NAME}.gateway.probe"]
+
+
+async def test_who_stood_still_does_nothing_of_what_he_had_decided(tmp_path):
+    """Somebody else may have seen to it, or to the opposite."""
+    async with serving(Api(*gateway(shape="auto"))) as api:
+
+        def stand_still(method, path):
+            if path.endswith(NAME):
+                api.refuse = lambda method, path: None
+                time.sleep(1.5 * STILL_SECONDS)
+                api.put(*gateway())
+
+        api.refuse = stand_still
+        async with keeping(api, tmp_path, seen=acknowledged()) as keeper:
+            await until(lambda: NAME in api.filters())
+            assert not keeper.me.able, "others lead until he knows what happened"
+            await until(lambda: keeper.me.able)
+            await until(lambda: api.filters() == [])
+            written = [path.rpartition("/")[2] for method, path in api.writes if method == "PATCH"]
+            assert written == [f"{NAME}.gateway.probe", NAME]
+
+
+async def test_who_stood_still_removes_nothing_more_of_what_he_had_decided(tmp_path):
+    async with serving(Api(*gateway())) as api:
+        for each in "ab":
+            notes = {"weir.dev/pool": f"ns/{each}", "weir.dev/step": "2"}
+            metadata = {"name": each, "namespace": "ns", "annotations": notes}
+            metadata |= {"labels": {KEPT_BY: "weir-xds.weir"}}
+            api.store.put(FILTERS, {"kind": "EnvoyFilter", "metadata": metadata, "spec": {}})
+
+        def stand_still(method, path):
+            if path.endswith("/a"):
+                time.sleep(1.5 * STILL_SECONDS)
+
+        api.refuse = stand_still
+        async with keeping(api, tmp_path) as keeper:
+            await until(lambda: "stood still" in keeper.status()["paused"])
+            assert api.filters() == ["b"]
+            await until(lambda: api.filters() == [])
+
+
+async def test_who_stood_still_first_learns_that_something_is_wanted_again(tmp_path):
+    async with (
+        serving(Api(*gateway(shape="auto"))) as api,
+        keeping(api, tmp_path, seen=acknowledged(), settle_seconds=1.0) as keeper,
+    ):
+        await until_wired(api)
+        api.writes.clear()
+        api.put(*gateway())
+        await until(lambda: keeper.status()["leaving"])
+        time.sleep(2 * STILL_SECONDS)
+        await until(lambda: "stood still" in keeper.status()["paused"])
+        api.put(*gateway(shape="auto"))
+        await until(lambda: says(keeper) == ["in place"])
+        await until(lambda: keeper.status()["leaving"] == [])
+        assert api.writes == []
+
+
+async def test_who_has_nothing_to_do_does_not_stand_still(tmp_path):
+    async with (
+        serving(Api(*gateway())) as api,
+        keeping(api, tmp_path, round_seconds=60) as keeper,
+    ):
+        await until(lambda: keeper.me.able)
+        await asyncio.sleep(2 * STILL_SECONDS)
+        assert keeper.me.able
 
 
 async def test_a_pool_that_cannot_be_wired_is_told_and_the_others_are(tmp_path):
