@@ -96,7 +96,7 @@ async def test_patches_come_under_a_route_that_is_in_use_and_go_after_it(tmp_pat
 async def test_where_the_proxy_does_not_reach_weir_nothing_comes_but_a_cluster(tmp_path, shape):
     nowhere = f"127.0.0.1:{free()}"
     async with (
-        watched(tmp_path, shape, address=nowhere) as there,
+        watched(tmp_path, shape, listen=nowhere) as there,
         there.mesh.traffic.under_load() as load,
     ):
         there.annotate(shape)

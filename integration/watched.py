@@ -4,7 +4,7 @@ istiod's stand-in has the EnvoyFilters that the API server has, and the Service'
 there is one. What is the operator's to do is done when the status asks for it, by the very command
 that it names.
 
-Removal waits 3 s between its steps instead of 60, as connections drain within 2 s here instead of
+Removal waits 2 s between its steps instead of 60, as connections drain within 1 s here instead of
 45.
 """
 
@@ -12,22 +12,21 @@ import asyncio
 import json
 import re
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import aiohttp
 import yaml
 
 from integration.mesh import SHAPES, mesh
-from integration.mesh.istiod import DATA
+from integration.mesh.istiod import DATA, XDS
 from integration.wiring import answer, unwired, version, with_asked_for
 from tests.xds.apiserver import ApiServer
 from tests.xds.operators_cluster import KINDS
 from weir.bench.apiserver import failed, kubeconfig
-from weir.processes import Child, start, weir
+from weir.processes import start, weir
 from xds.sources import kinds
 
-SETTLE_SECONDS, DRAIN_SECONDS = 3, 2
+SETTLE_SECONDS, DRAIN_SECONDS = 2, 1
 PRINTED_BY = re.compile(r"`weir (istio manifests [^`]+)` prints it")
 GOES_FIRST = re.compile(r"kubectl delete (\w+) -n (\S+) (\S+)")
 SECOND = "llm-weir"
@@ -45,45 +44,77 @@ class Change(NamedTuple):
     step: int
 
 
-@dataclass(slots=True)
 class Replica:
-    """One `weir serve`."""
+    """One `weir serve`, to be killed, paused and started anew."""
 
-    name: str
-    address: str
-    child: Child | None = None
+    def __init__(self, name, address, directory):
+        self.name, self.address = name, address
+        self.child = None
+        self._directory = directory
+        self._starts = 0
 
-    async def wiring(self):
-        """Of its status; nothing where it does not answer."""
+    @property
+    def status(self):
+        return f"{self.address}:15011"
+
+    async def start(self, api, shape, peers, listen=None):
+        """`peers` are the status ports of all; proxies do not know of `listen`."""
+        self._starts += 1
+        config = self._directory / f"{self.name}.kubeconfig"
+        command = weir(
+            *("serve", "--kubernetes", "--kubeconfig"),
+            *(str(kubeconfig(config, api.url, token=self.name)), "--plaintext"),
+            *("--listen", listen or f"{self.address}:15010", "--status", self.status),
+            *("--istio-domain", "cluster.local", "--manage-envoyfilters"),
+            *("--istio-version", version(shape), "--settle-seconds", str(SETTLE_SECONDS)),
+            *("--replica", self.name, *(f"--peer={each}" for each in peers)),
+        )
+        log = self._directory / f"{self.name}-{self._starts}.log"  # it is waited for
+        self.child = await start(self.name, command, log)
+        await self.child.until_logged("serving")
+
+    async def stop(self):
+        if self.child is not None:
+            await self.child.stop()
+
+    async def get(self, path):
+        """JSON; nothing where there is no answer."""
         patience = aiohttp.ClientTimeout(total=1)
         try:
             async with (
                 aiohttp.ClientSession(timeout=patience) as client,
-                client.get(f"http://{self.address}:15011/status") as response,
+                client.get(f"http://{self.status}{path}") as response,
             ):
-                return (await response.json())["wiring"]
+                return await response.json()
         except (aiohttp.ClientError, TimeoutError):
             return None
 
+    async def wiring(self):
+        status = await self.get("/status")
+        return status and status["wiring"]
+
 
 class Api(ApiServer):
-    """Who writes is known by the token.
+    """Who writes EnvoyFilters is known by the token.
 
-    `before(who, method, name)` is awaited before an EnvoyFilter is written; it may return a status,
-    and then nothing is.
+    `before(who, method, name)` is awaited before one is written; it may return a status, and then
+    nothing is.
     """
 
     def __init__(self):
         super().__init__(map(collection, (*kinds.ALWAYS, *kinds.ISTIO)))
         self.collections.add("events.")
         self.before = None
+        self.writers = []
 
     async def _write(self, request):
         _, plural, name = request.path.rsplit("/", 2)
-        if self.before is not None and plural == kinds.ENVOY_FILTER.plural:
+        if plural == kinds.ENVOY_FILTER.plural:
             who = request.headers["Authorization"].removeprefix("Bearer ")
-            if (refusal := await self.before(who, request.method, name)) is not None:
+            refusal = await self.before(who, request.method, name) if self.before else None
+            if refusal is not None:
                 return failed(refusal, "no: somebody said so")
+            self.writers.append(who)
         return await super()._write(request)
 
 
@@ -133,10 +164,29 @@ class Watched:
             for each, item in zip(news, items, strict=True)
         ]
 
+    async def start(self, name, listen=None):
+        peers = [each.status for each in self.replicas.values()]
+        await self.replicas[name].start(self.api, self.mesh.shape.name, peers, listen)
+
+    async def ready(self, *names):
+        """Weir's Service leads to these; a stream that is open stays where it is."""
+        await self.mesh.istiod.ready(XDS, [self.replicas[name].address for name in names])
+
+    async def acting(self):
+        """Who says that it acts."""
+        said = {name: await each.wiring() for name, each in self.replicas.items()}
+        return [name for name, wiring in said.items() if wiring and wiring["acting"]]
+
+    async def acts(self, name, seconds=60):
+        """Until this one acts, and no other."""
+        async with asyncio.timeout(seconds):
+            while await self.acting() != [name]:
+                await asyncio.sleep(0.1)
+
     async def places(self):
         """As the replica that acts has them; nothing where none does."""
         for each in self.replicas.values():
-            if (wiring := await each.wiring()) is not None and wiring["acting"]:
+            if (wiring := await each.wiring()) and wiring["acting"]:
                 return wiring["places"]
         return None
 
@@ -203,8 +253,8 @@ def _step(item):
 
 
 @asynccontextmanager
-async def watched(tmp_path, shape, *, count=1, address=None):
-    """The shape's mesh with so many replicas at work; proxies know of no other `address`."""
+async def watched(tmp_path, shape, *, count=1, listen=None):
+    """The shape's mesh with so many replicas at work; proxies do not know of `listen`."""
     shape = SHAPES[shape]
     async with (
         mesh(
@@ -212,36 +262,20 @@ async def watched(tmp_path, shape, *, count=1, address=None):
         ) as made,
         AsyncExitStack() as stack,
     ):
-        replicas = [Replica(f"weir-{n}", made.places(2, n + 1)) for n in range(count)]
+        places = [made.places(2, number + 1) for number in range(count)]
+        replicas = [Replica(f"weir-{n}", each, tmp_path) for n, each in enumerate(places)]
         there = Watched(made, Api(), replicas)
         there.put(objects(made))
         await made.apply(edit=lambda configuration: with_asked_for(configuration, made))
         await there.api.start()
         stack.push_async_callback(there.api.stop)
         for each in replicas:
-            command = serve(there, each, address or f"{each.address}:15010")
-            each.child = await start(each.name, command, tmp_path / f"{each.name}.log")
-            stack.push_async_callback(each.child.stop)
-        for each in replicas:
-            await each.child.until_logged("serving")
+            stack.push_async_callback(each.stop)
+        await asyncio.gather(*(there.start(name, listen) for name in there.replicas))
         async with asyncio.TaskGroup() as tasks:
             following = tasks.create_task(there.follow())
             yield there
             following.cancel()
-
-
-def serve(there, replica, listen):
-    """The command of one replica."""
-    config = there.mesh.directory / f"{replica.name}.kubeconfig"
-    kubeconfig(config, there.api.url, token=replica.name)
-    others = [f"--peer={each.address}:15011" for each in there.replicas.values()]
-    return weir(
-        *("serve", "--kubernetes", "--kubeconfig", str(config), "--plaintext"),
-        *("--listen", listen, "--status", f"{replica.address}:15011", "--replica", replica.name),
-        *("--istio-domain", "cluster.local", "--manage-envoyfilters", *others),
-        *("--istio-version", version(there.mesh.shape.name)),
-        *("--settle-seconds", str(SETTLE_SECONDS)),
-    )
 
 
 def objects(made):

@@ -5,6 +5,7 @@ or an HTTPRoute.
 """
 
 import json
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from integration.messages import serialised
 from xds.snapshot import TypeUrl
 
 DATA = Path(__file__).parents[1] / "istiod"
+XDS = "outbound|15010||weir-xds.weir.svc.cluster.local"
 POOL = "outbound|54321||llm-pool-ip-1c222a41.ns.svc.cluster.local"
 VIP = "inbound-vip|8000|http|llm.ns.svc.cluster.local"
 OURS = ("weir-xds.weir.svc.cluster.local", "llm-epp.ns.svc.cluster.local")
@@ -148,9 +150,10 @@ class Istiod:
         self.silences = []
         self.configuration = None
         self._places = places
+        found = assignments(places.move).items()
+        self._assignments = {name: more_endpoints(each) for name, each in found}
         self._endpoints = {
-            name: serialised("endpoints", more_endpoints(each))
-            for name, each in assignments(places.move).items()
+            name: serialised("endpoints", each) for name, each in self._assignments.items()
         }
         self._ads = Ads()
 
@@ -178,6 +181,18 @@ class Istiod:
             plain = loadable(getattr(configuration, kind), self._places)
             bodies[url] = {each["name"]: serialised(kind, each) for each in plain}
         await self._ads.publish(bodies)
+
+    async def ready(self, cluster, addresses):
+        """The one endpoint of a cluster is, from now on, at each of these addresses."""
+        assignment = deepcopy(self._assignments[cluster])
+        (locality,) = assignment["endpoints"]
+        (one, *_) = locality["lb_endpoints"]
+        copies = [deepcopy(one) for _ in addresses]
+        for copy, address in zip(copies, addresses, strict=True):
+            copy["endpoint"]["address"]["socket_address"]["address"] = address
+        locality |= {"lb_endpoints": copies, "load_balancing_weight": len(copies)}
+        self._endpoints = self._endpoints | {cluster: serialised("endpoints", assignment)}
+        await self.push(self.configuration)
 
     async def start(self):
         await self._ads.start(f"{self._places.istiod}:15010")
