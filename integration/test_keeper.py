@@ -170,7 +170,7 @@ async def test_a_real_api_server_takes_what_is_applied_put_right_and_removed(tmp
 
         async with serving(plane, tmp_path) as (channel, http):
             await filters.until(lambda: told(plane, "False"))
-            stream = await acknowledge(channel)
+            streams = await acknowledge(channel)
             await filters.until(wired)
             await filters.until(lambda: told(plane, "True"))
             good = await filters.get(NAME)
@@ -200,7 +200,8 @@ async def test_a_real_api_server_takes_what_is_applied_put_right_and_removed(tmp
                 return await filters.names() == []
 
             await filters.until(gone)
-            stream.cancel()
+            for stream in streams:
+                stream.cancel()
 
 
 async def told(plane, status):

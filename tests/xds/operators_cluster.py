@@ -72,7 +72,8 @@ async def serving(api):
 
 
 def acknowledged():
-    return {PROXY: frozenset({SHADOW})}
+    """On two streams: a probe's, and the cluster's own."""
+    return {PROXY: (SHADOW, SHADOW)}
 
 
 def gateway(**annotations):
@@ -109,8 +110,9 @@ async def control_plane(config, *, manage=True):
 
 
 async def acknowledge(channel):
-    """As the Gateway's proxy, take the assignment of the pool's cluster; the stream."""
-    call = delta(channel, f"{EDS}/DeltaEndpoints")
-    await call.write(ask(TypeUrl.ENDPOINT.value, SHADOW, node=NODE))
-    await call.write(ack(await read(call)))
-    return call
+    """As the Gateway's proxy, take the assignment for a probe and for the cluster; the streams."""
+    calls = [delta(channel, f"{EDS}/DeltaEndpoints") for _ in range(2)]
+    for call in calls:
+        await call.write(ask(TypeUrl.ENDPOINT.value, SHADOW, node=NODE))
+        await call.write(ack(await read(call)))
+    return calls

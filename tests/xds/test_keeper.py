@@ -236,7 +236,7 @@ async def test_of_two_replicas_one_acts_and_both_know_what_the_other_saw(tmp_pat
     async with serving(Api(*gateway(shape="auto"))) as api:
         api.store.put("pods.", second)
         more = {"peers": ports}
-        theirs = {"ns/gw-1": frozenset()}
+        theirs = {"ns/gw-1": ()}
         async with replica(api, tmp_path, "weir-b", port=ports[1], seen=theirs, **more) as later:
             async with replica(
                 api, tmp_path, "weir-a", port=ports[0], seen=acknowledged(), **more
@@ -245,7 +245,7 @@ async def test_of_two_replicas_one_acts_and_both_know_what_the_other_saw(tmp_pat
                 await until(lambda: "(ns/gw-1)" in says(first)[0])
                 assert says(later) == says(first)
                 assert later.wiring is None, "another replica says it"
-                theirs["ns/gw-1"] = frozenset({SHADOW})
+                theirs["ns/gw-1"] = (SHADOW, SHADOW)
                 await until_wired(api)
             await until(lambda: later.status()["acting"])
             assert later.status()["silent"]

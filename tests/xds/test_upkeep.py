@@ -48,12 +48,12 @@ async def test_a_pool_that_asks_is_wired_once_its_proxy_has_the_assignment(tmp_p
         assert f"weir_wiring_done{{{PLACE}}} 0.0" in await get(http, "/metrics")
         assert (await get(http, "/status"))["faults"][-1]["reason"] == "NotWired"
 
-        stream = await acknowledge(channel)
+        streams = await acknowledge(channel)
         await until(lambda: api.filters() == STEPS)
         assert (await get(http, "/acknowledged")) == {
             "replica": "weir-0",
             "able": True,
-            "acknowledged": {"ns/gw-0": [SHADOW]},
+            "acknowledged": {"ns/gw-0": [SHADOW, SHADOW]},
         }
         await until(lambda: api.conditions().get("weir.dev/Wired") == ("True", "InPlace"))
         wiring = (await get(http, "/status"))["wiring"]
@@ -66,7 +66,8 @@ async def test_a_pool_that_asks_is_wired_once_its_proxy_has_the_assignment(tmp_p
         api.put(*gateway())
         await until(lambda: api.filters() == [])
         await until(lambda: "weir.dev/Wired" not in api.conditions())
-        stream.cancel()
+        for stream in streams:
+            stream.cancel()
 
 
 async def test_without_the_flag_a_pool_that_asks_is_told_that_nobody_listens(tmp_path):

@@ -7,6 +7,9 @@ assignment on a stream of its own.
     probe ─► step 1 ─► … ─► step n      each but the first when every proxy has acknowledged
     step n ─► … ─► step 1               on removal, each when it has been the last for a while
 
+A cluster has a stream of its own: what a probe has acknowledged says nothing of the cluster that a
+step patches, so after that both must have.
+
 Where a first step touches what requests meet there is a probe before it: a cluster that nobody
 routes to and that takes its endpoints from us; it may be one that the step has too. Where no proxy
 reaches us, nothing else is ever applied. What is there stays while we cannot tell: proxies that
@@ -64,17 +67,21 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Proxies:
-    """A Gateway's proxies: the Pods that are ready, and who of them acknowledged what."""
+    """A Gateway's proxies: the Pods that are ready, and who of them acknowledged what.
+
+    By resource and Pod, on how many streams: a proxy has one for each cluster that takes it.
+    """
 
     pods: frozenset[str] = frozenset()
-    acknowledged: Mapping[str, frozenset[str]] = field(default_factory=dict)  # by resource
+    acknowledged: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
-    def missing(self, resources: Iterable[str]) -> frozenset[str]:
-        """Those that have not acknowledged all of these."""
+    def missing(self, resources: Iterable[str], streams: int = 1) -> frozenset[str]:
+        """Those that have not acknowledged all of these, on as many streams."""
         return frozenset(
             pod
             for resource in resources
-            for pod in self.pods - self.acknowledged.get(resource, frozenset())
+            for pod in self.pods
+            if self.acknowledged.get(resource, {}).get(pod, 0) < streams
         )
 
 
@@ -149,17 +156,25 @@ def _advance(
             # Nobody is sent to what a place begins with: it needs no proof.
             return _report(wanted, "the probe" if wanted.probe else title), first, wanted.keys
         reason = ask if number == 1 else ""
-        if reason := reason or _unproven(wanted, proxies) or ask:
+        # Beside the probe, the cluster of the step before must have proven itself.
+        streams = 2 if number > 1 and _is_probed(wanted, present) else 1
+        if reason := reason or _unproven(wanted, proxies, streams) or ask:
             return _report(wanted, f"{title} waits: {reason}"), (), wanted.keys
         return _report(wanted, title), news, wanted.keys
     lasting = {key for step in wanted.steps for key in _keys(step)}
     return _report(wanted, "in place", done=True), (), lasting
 
 
-def _unproven(wanted: Wanted, proxies: Proxies) -> str:
+def _is_probed(wanted: Wanted, present: Mapping[Key, Object]) -> bool:
+    """Is there a probe of its own, which no step has?"""
+    probe = _keys(wanted.probe)
+    return bool(probe) and probe <= present.keys() and not probe <= _keys(wanted.steps[0])
+
+
+def _unproven(wanted: Wanted, proxies: Proxies, streams: int) -> str:
     if not proxies.pods:
         return f"Gateway {wanted.gateway} has no proxy that is ready"
-    missing = proxies.missing(wanted.resources)
+    missing = proxies.missing(wanted.resources, streams)
     if not missing:
         return ""
     names = ", ".join(sorted(missing)[:3])

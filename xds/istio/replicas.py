@@ -5,6 +5,7 @@ nothing has seen nothing: not known is not acknowledged. Of those that can act o
 Pod's name is the smallest does. Two that both think so, for a moment, do the same thing twice.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -15,7 +16,8 @@ from xds.manifests import Pod
 
 GATEWAY_NAME = "gateway.networking.k8s.io/gateway-name"
 KINDS = frozenset(PROXY_TYPES) - {"ztunnel"}
-Seen: TypeAlias = Mapping[str, frozenset[str]]  # resources, by the proxy's Pod
+# Resources by the proxy's Pod, in order; one as often as there are streams that have it.
+Seen: TypeAlias = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class Replica:
 
     def encode(self) -> dict[str, Any]:
         """As JSON has it."""
-        seen = {pod: sorted(names) for pod, names in sorted(self.seen.items())}
+        seen = {pod: list(names) for pod, names in sorted(self.seen.items())}
         return {"replica": self.name, "able": self.able, "acknowledged": seen}
 
     @staticmethod
@@ -36,7 +38,7 @@ class Replica:
         """Raises `ValueError` for what no replica says."""
         try:
             seen = {
-                str(pod): frozenset(map(str, names))
+                str(pod): tuple(sorted(map(str, names)))
                 for pod, names in document["acknowledged"].items()
             }
             return Replica(str(document["replica"]), document["able"] is True, seen)
@@ -58,11 +60,11 @@ def pod_of(node: str) -> str:
 
 def seen(clients: Iterable[tuple[str, Iterable[str]]]) -> Seen:
     """From the node id of each stream, and the assignments that its client holds."""
-    found: dict[str, set[str]] = {}
+    found: dict[str, list[str]] = {}
     for node, names in clients:
         if pod := pod_of(node):
-            found.setdefault(pod, set()).update(names)
-    return {pod: frozenset(names) for pod, names in found.items()}
+            found.setdefault(pod, []).extend(names)
+    return {pod: tuple(sorted(names)) for pod, names in found.items()}
 
 
 def leads(me: Replica, others: Iterable[Replica]) -> bool:
@@ -81,13 +83,12 @@ def proxies(pods: Iterable[Pod], replicas: Iterable[Replica]) -> dict[str, Proxi
         if (name := meta.labels.get(GATEWAY_NAME)) and _is_ready(pod):
             gateway = gateways.setdefault(f"{meta.namespace}/{name}", set())
             gateway.add(f"{meta.namespace}/{meta.name}")
-    acknowledged: dict[str, set[str]] = {}
+    acknowledged: dict[str, Counter[str]] = {}
     for replica in replicas:
         for where, names in replica.seen.items():
             for name in names:
-                acknowledged.setdefault(name, set()).add(where)
-    together = {name: frozenset(found) for name, found in acknowledged.items()}
-    return {name: Proxies(frozenset(found), together) for name, found in gateways.items()}
+                acknowledged.setdefault(name, Counter())[where] += 1
+    return {name: Proxies(frozenset(found), acknowledged) for name, found in gateways.items()}
 
 
 def _is_ready(pod: Pod) -> bool:

@@ -15,8 +15,9 @@ from xds.istio.controller import (
 )
 
 GW, RESOURCE = "ns/gw", "outbound|54321||llama"
-READY = Proxies(frozenset({"ns/a", "ns/b"}), {RESOURCE: frozenset({"ns/a", "ns/b"})})
-HALF = Proxies(frozenset({"ns/a", "ns/b"}), {RESOURCE: frozenset({"ns/a"})})
+READY = Proxies(frozenset({"ns/a", "ns/b"}), {RESOURCE: {"ns/a": 2, "ns/b": 2}})
+HALF = Proxies(frozenset({"ns/a", "ns/b"}), {RESOURCE: {"ns/a": 2}})
+PROBED = Proxies(frozenset({"ns/a", "ns/b"}), {RESOURCE: {"ns/a": 2, "ns/b": 1}})
 
 
 def item(name, step, spec=1, pool="ns/llama"):
@@ -98,6 +99,20 @@ def test_nothing_but_the_probe_is_applied_where_a_proxy_does_not_reach_us():
     (says,) = cluster.says()
     assert "1 of 2 proxies" in says
     assert "ns/b" in says
+
+
+def test_what_the_probe_has_proves_nothing_of_the_cluster_that_a_route_will_lead_to():
+    cluster = Cluster()
+    for _ in range(5):
+        cluster.round(wanted(), proxies=PROBED, seconds=60)
+    assert cluster.log == ["+ns.llama.probe", "+ns.llama.clusters", "+filters"]
+    assert "step 2 of 2 waits: 1 of 2 proxies" in cluster.says()[0]
+    assert "ns/b" in cluster.says()[0]
+    cluster.until_quiet(wanted())
+    assert cluster.last.reports[0].done
+    for _ in range(2):
+        cluster.round(wanted(spec=2), proxies=PROBED)
+    assert cluster.log[-2:] == ["+ns.llama.clusters", "+ns.llama.routes"], "there is no probe now"
 
 
 def test_nothing_but_the_probe_is_applied_where_there_is_no_proxy():

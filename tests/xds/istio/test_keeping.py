@@ -46,7 +46,7 @@ def pods(gateway):
 
     class Everything(dict):
         def get(self, key, default=None):
-            return frozenset({"ns/proxy"})
+            return {"ns/proxy": 2}
 
     return {gateway: Proxies(frozenset({"ns/proxy"}), Everything())}
 
