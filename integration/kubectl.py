@@ -3,6 +3,8 @@
 import asyncio
 from typing import Any
 
+import aiohttp
+
 from integration.apiserver import ControlPlane
 
 Document = dict[str, Any]
@@ -11,6 +13,9 @@ APPLY = "?fieldManager=operator&force=true&fieldValidation=Strict"
 
 class RefusedError(AssertionError):
     """The API server does not take it; the message is its own."""
+
+
+AWAY = (aiohttp.ClientError, RefusedError)  # what to expect of an API server that comes and goes
 
 
 class Kubectl:

@@ -8,7 +8,7 @@ import asyncio
 import re
 import shlex
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ import aiohttp
 import yaml
 
 from integration.cluster import Cluster, cluster
-from integration.kubectl import Document
+from integration.kubectl import AWAY, Document
 from integration.mesh import SHAPES, Mesh, mesh
 from integration.mesh.istiod import DATA
 from integration.mesh.relay import Relay
@@ -85,10 +85,12 @@ class Operated:
         """Of EnvoyFilters, which steps there are."""
         api, kind = KINDS["envoyfilter"]
         while True:
-            found = await self.cluster.kubectl.list(api, kind, "ns")
-            steps = sorted(int(each["metadata"]["annotations"]["weir.dev/step"]) for each in found)
-            if self.steps[-1:] != [steps]:
-                self.steps.append(steps)
+            with suppress(*AWAY):
+                found = await self.cluster.kubectl.list(api, kind, "ns")
+                notes = (each["metadata"]["annotations"] for each in found)
+                steps = sorted(int(each["weir.dev/step"]) for each in notes)
+                if self.steps[-1:] != [steps]:
+                    self.steps.append(steps)
             await asyncio.sleep(0.1)
 
     async def _until(self, condition: Callable[[list[dict[str, Any]]], bool]) -> None:

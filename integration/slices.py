@@ -8,10 +8,11 @@ A Service without a selector has the slices that somebody else writes.
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any
 
 from integration.apiserver import ControlPlane
-from integration.kubectl import Kubectl
+from integration.kubectl import AWAY, Kubectl
 
 Document = dict[str, Any]
 SERVICE_NAME = "kubernetes.io/service-name"
@@ -28,9 +29,10 @@ class Slices:
 
     async def run(self) -> None:
         while True:
-            services = await self._kubectl.list("v1", "Service")
-            pods = await self._kubectl.list("v1", "Pod")
-            await self._write(dict(_keyed(made) for made in slices(services, pods)))
+            with suppress(*AWAY):
+                services = await self._kubectl.list("v1", "Service")
+                pods = await self._kubectl.list("v1", "Pod")
+                await self._write(dict(_keyed(made) for made in slices(services, pods)))
             await asyncio.sleep(ROUND_SECONDS)
 
     async def write(self, item: Document) -> None:

@@ -86,3 +86,49 @@ async def goes(there):
     await made.drained()
     await made.traffic.served(40)
     assert not [each for each in made.istiod.configuration.clusters if "weir|" in each["name"]]
+
+
+@pytest.mark.parametrize("shape", ["gateway-own-cluster", "waypoint-second-service"])
+async def test_what_is_wired_outlives_istiod_and_the_api_server_and_follows_a_destinationrule(
+    tmp_path, shape
+):
+    async with operated(tmp_path, shape) as there, there.mesh.traffic.under_load() as load:
+        made = there.mesh
+        await there.annotate(shape)
+        await there.wired()
+        await made.has(100, 300)
+        await there.cluster.istiod.stop()
+        await made.traffic.served(40)
+        await there.cluster.istiod.start()
+        await there.cluster.plane.stop_apiserver()
+        await made.traffic.served(40)
+        await there.cluster.plane.start_apiserver()
+        await there.cluster.apply(slow(made.shape.service))
+        async with asyncio.timeout(60):
+            while timeouts(made) != {"7s"}:
+                await asyncio.sleep(0.1)
+        await made.settled()
+        await made.has(100, 300)
+        await made.traffic.served(40)
+    assert load.failures == {}
+
+
+def slow(service):
+    """A DestinationRule: what the cluster is made of changes."""
+    connections = {"tcp": {"connectTimeout": "7s"}}
+    return {
+        "apiVersion": "networking.istio.io/v1",
+        "kind": "DestinationRule",
+        "metadata": {"name": "llm", "namespace": "ns"},
+        "spec": {
+            "host": service.rpartition("|")[2],
+            "trafficPolicy": {"connectionPool": connections},
+        },
+    }
+
+
+def timeouts(made):
+    """Of istiod's cluster and ours."""
+    names = (made.shape.service, made.shape.cluster)
+    clusters = made.istiod.configuration.clusters
+    return {each["connect_timeout"] for each in clusters if each["name"] in names}
