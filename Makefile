@@ -60,7 +60,7 @@ istiod: setup ## istiod in .venv/tools, built with Go: four minutes the first ti
 	$(BIN)/python -m integration.servers istiod $(TOOLS)
 
 # Where there is no Go they skip, and say so.
-integration-istiod: setup ## what needs a real API server and a real istiod, which it builds first
+integration-istiod: setup tools ## what needs a real API server and a real istiod, which it builds first
 	@test -n "$$KUBEBUILDER_ASSETS" || $(BIN)/python -m integration.servers apiserver $(TOOLS) || true
 	@$(BIN)/python -m integration.servers istiod $(TOOLS) || true
 	KUBEBUILDER_ASSETS=$${KUBEBUILDER_ASSETS:-$(TOOLS)} ISTIOD_ASSETS=$(TOOLS) $(BIN)/python -m pytest -rs \

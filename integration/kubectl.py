@@ -9,6 +9,7 @@ from integration.apiserver import ControlPlane
 
 Document = dict[str, Any]
 APPLY = "?fieldManager=operator&force=true&fieldValidation=Strict"
+DRY = "&dryRun=All"
 
 
 class RefusedError(AssertionError):
@@ -33,6 +34,11 @@ class Kubectl:
             await self._do("PATCH", f"{path}{APPLY}", said, "apply-patch+yaml")
             if status := each.get("status"):
                 await self._do("PATCH", f"{path}/status", {"status": status}, "merge-patch+json")
+
+    async def try_out(self, document: Document) -> None:
+        """As `kubectl apply --dry-run=server`: its validation, and nothing is kept."""
+        path = f"{await self.path(document)}{APPLY}{DRY}"
+        await self._do("PATCH", path, document, "apply-patch+yaml")
 
     async def delete(self, *documents: Document) -> None:
         """At once, without grace; what is not there is no matter."""

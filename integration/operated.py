@@ -133,13 +133,18 @@ def version(shape: str) -> str:
 
 
 @asynccontextmanager
-async def operated(directory: Path, shape: str, **environment: str) -> AsyncIterator[Operated]:
-    """One shape's mesh, not wired; `environment` is istiod's."""
+async def operated(
+    directory: Path, shape: str, *, enrolled: bool = False, **environment: str
+) -> AsyncIterator[Operated]:
+    """One shape's mesh, not wired; `environment` is istiod's.
+
+    With `enrolled` the whole Namespace is in the waypoint, and not the Service alone.
+    """
     (directory / "cluster").mkdir()
     options = {"proxy": False, "weir": False, "drain_seconds": DRAIN_SECONDS, "istiod": Relay}
     async with (
         mesh(directory, SHAPES[shape], **options) as made,
-        cluster(directory / "cluster", *objects(made), **environment) as there,
+        cluster(directory / "cluster", *objects(made, enrolled=enrolled), **environment) as there,
         asyncio.TaskGroup() as tasks,
     ):
         operator = Operated(made, there, await _serve(made, there))
@@ -156,7 +161,7 @@ async def operated(directory: Path, shape: str, **environment: str) -> AsyncIter
                 await operator.weir.stop()
 
 
-def objects(made: Mesh) -> list[Document]:
+def objects(made: Mesh, *, enrolled: bool) -> list[Document]:
     """What the operator has: the proxy's Pod named as its node says, and unequal capacities.
 
     A second Service, and on a waypoint any HTTPRoute, are what he is asked for.
@@ -167,6 +172,8 @@ def objects(made: Mesh) -> list[Document]:
         kind, metadata = each["kind"], each["metadata"]
         if (kind, metadata["name"]) == ("Pod", "llm-1"):
             metadata["annotations"] = {"weir.dev/capacity": "3"}
+        if enrolled and (kind, metadata["name"]) == ("Namespace", "ns"):
+            metadata["labels"] = {"istio.io/use-waypoint": "waypoint"}
         asked_for = (kind, metadata["name"]) == ("Service", "llm-weir") or (
             kind == "HTTPRoute" and made.shape.name.startswith("waypoint")
         )

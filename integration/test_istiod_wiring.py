@@ -13,18 +13,20 @@ pytestmark = [
     pytest.mark.skipif(bool(MISSING), reason=MISSING),
     pytest.mark.timeout(300),
 ]
-WITHOUT_THE_FLAG = ("waypoint-second-service", "waypoint-own-cluster")
+UNFLAGGED = {INFERENCE: "false"}
+SITES = {
+    **{shape: (shape, {}) for shape in SHAPES},
+    "waypoint-second-service, no inference flag": ("waypoint-second-service", UNFLAGGED),
+    "waypoint-own-cluster, no inference flag": ("waypoint-own-cluster", UNFLAGGED),
+    "waypoint-inferencepool, Namespace enrolled": ("waypoint-inferencepool", {"enrolled": True}),
+}
 
 
-@pytest.mark.parametrize(
-    ("shape", "flag"),
-    [
-        *((shape, "true") for shape in SHAPES),
-        *((shape, "false") for shape in WITHOUT_THE_FLAG),
-    ],
-)
-async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_path, shape, flag):
-    async with operated(tmp_path, shape, **{INFERENCE: flag}) as there:
+@pytest.mark.parametrize(("shape", "options"), SITES.values(), ids=SITES)
+async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(
+    tmp_path, shape, options
+):
+    async with operated(tmp_path, shape, **options) as there:
         async with there.mesh.traffic.under_load() as load:
             await comes(there, shape)
         assert load.failures == {}
