@@ -2,7 +2,8 @@
 
 istiod refuses little and says nothing where a patch finds nothing. Here every patch that changed
 nothing is told of (`Silence`), since a shape that silently does not apply is what we look for, and
-what we do not know (a field of a match, an operation, a type) is an error.
+what we do not know (a field of a match, an operation, a type) is an error. `test_istiods_rules.py`
+holds it to a real istiod.
 
     CLUSTER        ADD, MERGE, MERGE_AND_REPLACE_LIST, REMOVE
     HTTP_FILTER    INSERT_FIRST, INSERT_BEFORE, MERGE
