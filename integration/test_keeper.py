@@ -13,6 +13,7 @@ from integration.apiserver import ASSETS, control_plane
 from integration.mesh import SHAPES
 from integration.test_kubernetes_apiserver import account, install, token
 from integration.watched import SETTLE_SECONDS, watched
+from integration.wiring import BY_HTTPROUTE
 from tests.manifests.objects import KUSTOMIZE
 from tests.xds.operators_cluster import KINDS, NAME, POD, STEPS, acknowledge, gateway
 from tests.xds.operators_cluster import control_plane as weir_serve
@@ -43,7 +44,7 @@ async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_p
         await there.until(lambda: 0 not in there.filters.values())  # the probe
         before, highest = there.filters, max(there.filters.values())
         there.annotate()
-        if shape == "waypoint-inferencepool":
+        if shape in BY_HTTPROUTE:
             await held_until_the_route_is_gone(there)
         await there.until(lambda: there.filters != before)
         assert all(name in there.filters for name, step in before.items() if step < highest)
@@ -52,13 +53,12 @@ async def test_an_annotated_pool_is_wired_and_unwired_and_no_request_fails(tmp_p
         assert {each.what for each in there.changes} == {"DELETED"}
         assert steps == sorted(steps, reverse=True)
         await made.traffic.served(40)
-        assert there.routed == (shape == "waypoint-second-service")
     assert load.failures == {}
     assert load.sent > 300
 
 
 async def held_until_the_route_is_gone(there):
-    """Istio alone answers it with 503."""
+    """Istio alone answers it with 503, or takes its cluster away before it."""
     before = there.filters
     (place,) = await there.until_told(lambda places: "goes first" in places[0]["says"])
     await asyncio.sleep(2 * SETTLE_SECONDS)

@@ -13,7 +13,7 @@ Where a pool's wiring cannot be told, what is there stays, and the reason is sai
     two pools want one object otherwise    the first by name has it
     another Weir keeps an object           it alone does
     it is no pool that can be served       as long as it asks
-    its HTTPRoute works with it alone      until the HTTPRoute is gone; see `removal`
+    its HTTPRoute relies on it             until the HTTPRoute is gone; see `removal`
 
 A pool that gets another shape loses the old one first: both may name objects alike, and a step of
 the new would take away what a later step of the old relies on.
@@ -40,10 +40,10 @@ from xds.istio.controller import (
 )
 from xds.istio.shapes.build import build, probe
 from xds.istio.shapes.choice import wirings
-from xds.istio.shapes.inventory import ISTIOD, Inventory, parse_version
+from xds.istio.shapes.inventory import ISTIOD, Inventory, is_ours, parse_version
 from xds.istio.shapes.manifest import SHAPE
 from xds.istio.shapes.question import Question
-from xds.istio.shapes.removal import refuse_wrong_order, unwirings
+from xds.istio.shapes.removal import Unwiring, refuse_wrong_order, unwirings
 from xds.istio.shapes.wiring import Host, Istio, Plan, Shape, ShapeError, Version, Wiring
 from xds.manifests import Pod
 from xds.pool import Policy, PoolName
@@ -55,6 +55,8 @@ LABEL_CHARACTERS = 63
 VERSION_LABELS = ("app.kubernetes.io/version", "operator.istio.io/version")
 ENVOY_FILTER = "EnvoyFilter"
 HELD = "nothing of this namespace is changed until it can be read"
+# Shapes of which an HTTPRoute may have to go before the patches.
+HELD_BY_ROUTES = (Shape.WAYPOINT_INFERENCEPOOL.value, Shape.WAYPOINT_SECOND_SERVICE.value)
 SHELVES = {"Service": "services", "HTTPRoute": "routes"}  # of an inventory
 
 
@@ -266,13 +268,25 @@ def _held(have: Have, xds: Host, needed: set[Key]) -> Iterator[tuple[PoolName, s
         spaces = (key[1], pool.partition("/")[0])
         if why := next((have.unread[each] for each in spaces if each in have.unread), ""):
             yield pool, f"{why}; {HELD}"
-        elif note(item, SHAPE) == Shape.WAYPOINT_INFERENCEPOOL.value:
+        elif note(item, SHAPE) in HELD_BY_ROUTES:
             try:
                 for way in unwirings(have.inventory, pool):
-                    if way.shape is Shape.WAYPOINT_INFERENCEPOOL:
+                    if _relies_on_patches(way, have.inventory):
                         refuse_wrong_order(way, 2)
             except ShapeError as error:
                 yield pool, str(error)
+
+
+def _relies_on_patches(way: Unwiring, inventory: Inventory) -> bool:
+    """Would a route that is there fail without them, or when it goes after them?
+
+    To the pool it is answered with 503. To a second Service istiod carries it out alone, but takes
+    the cluster away before the route, when that goes: one that we printed goes, so it goes first.
+    """
+    if way.shape is Shape.WAYPOINT_SECOND_SERVICE:
+        routes = [f"{each[1]}/{each[2]}" for each in way.steps[0].objects]
+        return any(is_ours(inventory.routes[name]) for name in routes)
+    return way.shape is Shape.WAYPOINT_INFERENCEPOOL
 
 
 def _unserved(have: Have) -> Iterator[PoolName]:

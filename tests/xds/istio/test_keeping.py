@@ -25,6 +25,7 @@ from xds.istio.keeping import KEPT_BY, Have, is_kept_by, istio_version, keep, ke
 from xds.istio.objects import KINDS
 from xds.istio.reading import Reading
 from xds.istio.shapes.inventory import inventory
+from xds.istio.shapes.manifest import MANAGED_BY
 from xds.istio.shapes.wiring import Host, Istio, Shape, ShapeError, Version
 from xds.manifests import Metadata, Pod, read
 
@@ -221,6 +222,24 @@ def test_what_an_httproute_of_a_waypoint_relies_on_stays_until_the_route_is_gone
     cluster.documents = [each for each in cluster.documents if "llm-gamma" not in each]
     assert cluster.says(gateway=WP) == []
     assert cluster.objects == {}
+
+
+def test_a_route_to_a_second_service_goes_first_if_we_printed_it_and_may_stay_if_not():
+    """Seen of a real istiod: it takes the cluster away before the route, when the route goes."""
+    theirs = HAVE[Shape.WAYPOINT_SECOND_SERVICE]
+    ours = theirs[-1].replace("namespace: ns}", f"namespace: ns, labels: {{{MANAGED_BY}: weir}}}}")
+    for have, held in ((theirs, False), ([*theirs[:-1], ours], True)):
+        cluster = Cluster(*asking(*have))
+        cluster.until_quiet(gateway=WP)
+        cluster.documents = list(have)
+        cluster.until_quiet(gateway=WP)
+        assert bool(cluster.objects) is held
+        if held:
+            (says,) = cluster.says(gateway=WP)
+            assert "HTTPRoute ns/llm: goes first" in says
+            cluster.documents.remove(ours)
+            cluster.until_quiet(gateway=WP)
+            assert cluster.objects == {}
 
 
 def test_what_is_the_operators_is_asked_for_when_its_turn_has_come():
