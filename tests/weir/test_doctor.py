@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from random import Random
 
 import pytest
@@ -183,22 +184,51 @@ def test_silent_round_robin_is_found():
 
 def test_agreement_that_chance_would_bring_about_as_well_proves_nothing():
     """Whoever picks in turn and a proxy that ignores it both give each endpoint its half."""
-    for served in ((5, 5), (5000, 5000)):
+    for served in ((5, 5), (250, 250), (5000, 5000), (5001, 4999)):
         finding = found(World(), "honoured", served=served)
         assert finding.verdict is Verdict.UNKNOWN
         assert "may be chance" in finding.seen
+    assert "no number of requests" in found(World(), "honoured", served=(5, 5)).seen
+
+
+def test_it_says_how_many_requests_would_tell_and_they_do():
+    for first, second in ((3, 2), (22, 18), (28, 25)):
+        finding = found(World(), "honoured", served=(first, second))
+        assert finding.verdict is Verdict.UNKNOWN
+        times = int(re.search(r"some (\d+) requests", finding.seen)[1]) // (first + second)
+        verdicts = [
+            found(World(), "honoured", served=(each * first, each * second)).verdict
+            for each in (times // 2, times)
+        ]
+        assert verdicts == [Verdict.UNKNOWN, Verdict.OK]
+
+
+def test_many_requests_that_are_spread_unevenly_prove_what_few_do_not():
+    assert found(World(), "honoured", served=(5050, 4950)).verdict is Verdict.OK
 
 
 def test_rounds_of_few_requests_prove_more_than_one_of_many():
-    """Each half and half; that all four agree exactly would hardly be chance."""
-    world = World()
-    sights = [world.sight()]
-    for number in range(1, 5):
-        ones = 3 * number - number // 2
-        sights.append(world.serve((ones, 5 * number - ones)).sight())
-    (finding,) = [e for e in examine(POOL, sights, Random(1)) if e.check == "honoured"]
+    """Half and half together; that all four agree exactly would hardly be chance."""
+    finding = after_rounds((3, 2), (1, 4), (2, 3), (4, 1))
     assert finding.verdict is Verdict.OK
     assert "20 of 20" in finding.seen
+
+
+def test_rounds_that_are_what_turns_would_be_prove_nothing():
+    for rounds in (((3, 2), (2, 3), (3, 2), (2, 3)), ((2, 2),) * 5):
+        finding = after_rounds(*rounds)
+        assert finding.verdict is Verdict.UNKNOWN
+        assert "20 of 20" in finding.seen
+
+
+def after_rounds(*rounds):
+    world = World()
+    sights, ones, others = [world.sight()], 0, 0
+    for one, other in rounds:
+        ones, others = ones + one, others + other
+        sights.append(world.serve((ones, others)).sight())
+    (finding,) = [e for e in examine(POOL, sights, Random(1)) if e.check == "honoured"]
+    return finding
 
 
 def test_of_a_pool_with_one_endpoint_nothing_can_be_proven_or_wrong():

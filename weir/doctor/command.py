@@ -24,7 +24,7 @@ STYLES = {
     Verdict.WRONG: "red",
 }
 REPORTING_SECONDS = 2.5  # pickers report once a second
-ROUNDS = 4  # of probes
+ROUNDS = 7  # of probes
 PROBE = {"model": "weir-doctor", "prompt": "ping", "max_tokens": 1}
 
 

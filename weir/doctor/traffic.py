@@ -2,14 +2,17 @@
 
 Who was picked and who served is known as sums, from one look to the next. Where a picker and a
 proxy that ignores it both spread requests evenly, sums agree too. So agreement counts only if it
-would hardly have come about by chance, with requests thrown like dice by the endpoints' weights;
-rounds of few requests tell more than one of many.
+would hardly have come about by chance. What a proxy does that ignores picks is not known: it may
+throw dice by the endpoints' weights, or take turns, or each of its workers may, which is between
+these. What agrees best counts. So picks that are as even as turns prove nothing, however many;
+rounds of few requests, which are hardly ever that even, tell more than one of many.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from random import Random
+from typing import TypeAlias
 
 from weir.doctor.finding import Finding, Sight, Verdict
 from weir.doctor.proxy import Asking, EdsCluster, Proxy
@@ -17,8 +20,12 @@ from xds.pool import EndpointId
 
 HONOURED = 0.98  # of picks, for what is under way when we look
 CHANCE = 0.05  # above it agreement proves nothing
-DRAWS = 1000
+DRAWS = 500
 MANY = 500  # requests of a round; above it dice are summed up
+SPREADS = (*(0.5**n for n in range(7)), 0.0)  # how uneven, beside dice; 0 takes turns
+TIMES = (2, 4, 8, 16, 32, 64)  # as many requests as we saw
+
+_Round: TypeAlias = tuple[Mapping[EndpointId, int], Mapping[EndpointId, int]]  # picked, served
 
 
 def picker(
@@ -88,13 +95,16 @@ def honoured(
     if agreed < HONOURED * max(total, sent):
         return _not_honoured(agreed, total, sent)
     shares = _shares(ours)
-    if len(shares) > 1 and _chance(rounds, shares, agreed, rng) > CHANCE:
+    if len(shares) > 1 and (chance := _chance(rounds, shares, agreed, rng)) > CHANCE:
+        times = _enough(rounds, shares, agreed, rng)
+        wanted = f"some {times * sent}" if times else "no number of"
         return Finding(
             "honoured",
             Verdict.UNKNOWN,
-            f"{agreed} of {sent} served where they were picked, which may be chance: picks and "
-            "requests are spread alike",
-            "give --probe URL, at a quiet time",
+            f"{agreed} of {sent} served where they were picked, which may be chance: a proxy that "
+            f"ignores picks does as well {chance:.0%} of the time; {wanted} requests spread like "
+            "these would tell",
+            "give --probe URL, at a quiet time: its requests come in small rounds, or look again",
         )
     return Finding("honoured", Verdict.OK, f"{agreed} of {sent} served where they were picked")
 
@@ -139,27 +149,69 @@ def _shares(clusters: Sequence[EdsCluster]) -> dict[EndpointId, float]:
 
 
 def _chance(
-    rounds: Sequence[tuple[Mapping[EndpointId, int], Mapping[EndpointId, int]]],
-    shares: Mapping[EndpointId, float],
-    agreed: int,
-    rng: Random,
+    rounds: Sequence[_Round], shares: Mapping[EndpointId, float], agreed: int, rng: Random
 ) -> float:
     """How likely requests that nobody steers agree with the picks at least as well."""
-    thrown = [(picked, sum(served.values())) for picked, served in rounds]
-    lucky = sum(
-        sum(_agreed(picked, _throw(sent, shares, rng)) for picked, sent in thrown) >= agreed
-        for _ in range(DRAWS)
-    )
-    return lucky / DRAWS
+    lucky = Counter(dict.fromkeys(SPREADS, 0))
+    for _ in range(DRAWS):
+        dice = [_throw(sum(served.values()), shares, rng) for _, served in rounds]
+        for spread in SPREADS:
+            served = _evened(dice, shares, spread, rng)
+            agree = sum(
+                _agreed(picked, each) for (picked, _), each in zip(rounds, served, strict=True)
+            )
+            lucky[spread] += agree >= agreed
+    return max(lucky.values()) / DRAWS
+
+
+def _enough(
+    rounds: Sequence[_Round], shares: Mapping[EndpointId, float], agreed: int, rng: Random
+) -> int | None:
+    """How many times as many requests, in the same proportions, would not be chance."""
+    for times in TIMES:
+        more = [(_scaled(picked, times), _scaled(served, times)) for picked, served in rounds]
+        if _chance(more, shares, times * agreed, rng) <= CHANCE:
+            return times
+    return None
+
+
+def _scaled(counts: Mapping[EndpointId, int], times: int) -> dict[EndpointId, int]:
+    return {name: times * count for name, count in counts.items()}
 
 
 def _throw(count: int, shares: Mapping[EndpointId, float], rng: Random) -> Mapping[EndpointId, int]:
+    """Dice, by shares."""
     if count <= MANY:
         return Counter(rng.choices(list(shares), list(shares.values()), k=count))
-    return {
-        name: max(0, round(rng.gauss(count * share, (count * share * (1 - share)) ** 0.5)))
-        for name, share in shares.items()
-    }
+    thrown, left = {}, 1.0
+    for name, share in shares.items():
+        part = min(1.0, share / left) if left > 0 else 1.0
+        spread = (count * part * (1 - part)) ** 0.5
+        thrown[name] = max(0, min(count, round(rng.gauss(count * part, spread))))
+        count, left = count - thrown[name], left - share
+    return thrown
+
+
+def _evened(
+    dice: Iterable[Mapping[EndpointId, int]],
+    shares: Mapping[EndpointId, float],
+    spread: float,
+    rng: Random,
+) -> Iterator[Mapping[EndpointId, int]]:
+    """As many requests a round, nearer to the shares; whose turn it is goes on in the next."""
+    names = rng.sample(list(shares), len(shares))
+    owed = dict.fromkeys(names, 0.0)
+    for thrown in dice:
+        count = sum(thrown.values())
+        for name in names:
+            owed[name] += spread * thrown.get(name, 0) + (1 - spread) * shares[name] * count
+        served = {name: max(0, int(owed[name])) for name in names}
+        left = max(0, count - sum(served.values()))
+        for name in sorted(names, key=lambda name: served[name] - owed[name])[:left]:
+            served[name] += 1
+        for name in names:
+            owed[name] -= served[name]
+        yield served
 
 
 def draining(proxy: Proxy) -> Finding:
