@@ -151,7 +151,15 @@ def test_without_tunnels_an_assignment_is_that_of_pods_that_take_none(vip, sidec
     bodies = [
         istio.assignment(
             cluster,
-            [Endpoint(name, "ns/a", address, 8000, mesh=Mesh(captured, sidecar, "w", "eu"))],
+            [
+                Endpoint(
+                    name,
+                    "ns/a",
+                    address,
+                    8000,
+                    mesh=Mesh(captured, sidecar, workload="w", region="eu"),
+                )
+            ],
             {name: Share(7, 1)},
             echo=True,
         )
