@@ -1,5 +1,8 @@
 import asyncio
+import gc
 import json
+import socket
+import warnings
 from contextlib import asynccontextmanager
 
 import aiohttp
@@ -33,6 +36,20 @@ async def watched(client, **query):
     given = {"watch": "true", "timeoutSeconds": "5"} | query
     async with client.get("/api/v1/pods", params=given) as answer:
         return json.loads(await answer.content.readline())
+
+
+async def test_a_server_that_stops_loses_no_connection_that_comes_just_then():
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        for turns in range(6):
+            api = ApiServer([])
+            await api.start()
+            with socket.create_connection(("127.0.0.1", api.port)):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await api.stop()
+        gc.collect()
+    assert not said
 
 
 async def test_pages_of_a_list_are_of_one_revision():

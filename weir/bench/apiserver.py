@@ -120,6 +120,9 @@ class ApiServer:
         runner, self._runner = self._runner, None
         if runner is not None:
             self.store.wake()
+            # An accepted connection is attached to its server a turn of the loop later, and lost,
+            # open, if that was closed in between (python/cpython#109564): never after a timer.
+            await asyncio.sleep(1e-6)
             await runner.cleanup()
 
     def watches(self) -> list[Document]:
