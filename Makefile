@@ -78,7 +78,7 @@ lock: setup ## pin what the image installs, with hashes
 image: ## the container image, with podman or docker (CONTAINER=docker)
 	$(or $(CONTAINER),podman) build --tag weir:$(or $(TAG),dev) --file Containerfile .
 
-demo: setup ## the main job on one machine, with a real Envoy: under 3 minutes
+demo: setup ## the main job on one machine, with a real Envoy: some 3 minutes
 	$(BIN)/weir demo --quick
 
 demo-full: setup ## every workload, on equal and on unequal servers

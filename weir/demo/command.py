@@ -25,7 +25,7 @@ WIDTH = 120
 def demo(quick: bool, requests: int, seed: int, json_path: Path | None, keep: Path | None) -> None:
     """Show Weir steering a real Envoy over simulated model servers.
 
-    Starts eight model servers (simulated: they speak vLLM's HTTP and take the time a GPU would),
+    Starts twelve model servers (simulated: they speak vLLM's HTTP and take the time a GPU would),
     `weir serve`, `weir picker`, and an Envoy that is configured by nothing but xDS. Sends the same
     requests through round robin, least request, weights only, affinity and the picker; then kills,
     pauses and restarts Weir's parts under load and counts failed requests.
