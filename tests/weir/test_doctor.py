@@ -221,6 +221,13 @@ def test_rounds_that_are_what_turns_would_be_prove_nothing():
         assert "20 of 20" in finding.seen
 
 
+def test_rounds_that_each_go_to_one_place_prove_something_if_there_are_several():
+    """Affinity sends what is alike to one place too, and as likely as not to the same."""
+    assert after_rounds((6, 0)).verdict is Verdict.UNKNOWN
+    assert after_rounds((6, 0), (0, 6), (0, 6)).verdict is Verdict.UNKNOWN
+    assert after_rounds((6, 0), (0, 6), (0, 6), (6, 0), (6, 0)).verdict is Verdict.OK
+
+
 def after_rounds(*rounds):
     world = World()
     sights, ones, others = [world.sight()], 0, 0
@@ -408,7 +415,7 @@ def test_without_a_control_plane_and_a_route_that_asks_istios_name_of_the_pool_i
         ([1], [1]),
     ],
 )
-def test_each_probe_has_a_prompt_of_its_own_where_it_has_one(body, numbered):
+def test_each_round_of_probes_has_a_prompt_of_its_own_where_it_has_one(body, numbered):
     assert json.loads(_numbered(json.dumps(body), 7)) == numbered
     assert _numbered("no json", 7) == "no json"
 

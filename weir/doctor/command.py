@@ -25,7 +25,8 @@ STYLES = {
 }
 REPORTING_SECONDS = 2.5  # pickers report once a second
 ROUNDS = 7  # of probes
-PROBE = {"model": "weir-doctor", "prompt": "ping", "max_tokens": 1}
+# Long enough for a picker that knows prefixes to see that two begin alike.
+PROBE = {"model": "weir-doctor", "prompt": "ping " * 400, "max_tokens": 1}
 
 
 @click.command("doctor")
@@ -50,7 +51,8 @@ PROBE = {"model": "weir-doctor", "prompt": "ping", "max_tokens": 1}
 @click.option("--probe", metavar="URL", help="Send requests of our own there, instead of waiting.")
 @click.option("--probes", type=click.IntRange(1), default=20, show_default=True, help="How many.")
 @click.option(
-    "--body", help="Their JSON body; a completion of one token by default. Prompts are numbered."
+    "--body",
+    help="Their JSON body; a completion of one token by default. Prompts are numbered, by rounds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(  # noqa: PLR0913 - its options
@@ -144,23 +146,27 @@ def _heard(pool: str, statuses: tuple[str, ...], before: Sight, count: int) -> b
 
 
 class _Probing:
-    """Requests one after the other; whatever the status, each was routed.
+    """Requests one after the other, in rounds; whatever the status, each was routed.
 
-    No two prompts begin alike: else affinity and a picker that knows prefixes would send them all
-    to one place each, which may be the same.
+    The prompts of a round are alike, and those of two rounds begin otherwise. A picker that knows
+    prefixes keeps a round in one place: dice and turns do not, and affinity hardly in all of the
+    same places.
     """
 
     def __init__(self, url: str, body: str) -> None:
         self._url = url
         self._body = body
         self._statuses: Counter[int] = Counter()
+        self._rounds = 0
 
     async def send(self, count: int) -> None:
+        """A round."""
+        self._rounds += 1
+        body = _numbered(self._body, self._rounds)
         timeout = aiohttp.ClientTimeout(total=60)
         headers = {"content-type": "application/json"}
         async with aiohttp.ClientSession(timeout=timeout, headers=headers) as session:
             for _ in range(count):
-                body = _numbered(self._body, self._statuses.total())
                 try:
                     async with session.post(self._url, data=body) as response:
                         await response.read()

@@ -4,8 +4,9 @@ Who was picked and who served is known as sums, from one look to the next. Where
 proxy that ignores it both spread requests evenly, sums agree too. So agreement counts only if it
 would hardly have come about by chance. What a proxy does that ignores picks is not known: it may
 throw dice by the endpoints' weights, or take turns, or each of its workers may, which is between
-these. What agrees best counts. So picks that are as even as turns prove nothing, however many;
-rounds of few requests, which are hardly ever that even, tell more than one of many.
+these, or send what is alike to one place, a round of probes then. What agrees best counts. So picks
+that are as even as turns prove nothing, however many; rounds of few requests, which are hardly ever
+that even, tell more than one of many.
 """
 
 from collections import Counter
@@ -161,7 +162,19 @@ def _chance(
                 _agreed(picked, each) for (picked, _), each in zip(rounds, served, strict=True)
             )
             lucky[spread] += agree >= agreed
-    return max(lucky.values()) / DRAWS
+    return max(*(count / DRAWS for count in lucky.values()), _alike(rounds, shares, agreed))
+
+
+def _alike(rounds: Sequence[_Round], shares: Mapping[EndpointId, float], agreed: int) -> float:
+    """The same, where each round goes to one place."""
+    likely = {0: 1.0}  # by how many agree
+    for picked, _ in rounds:
+        before, likely = likely, {}
+        for agree, chance in before.items():
+            for name, share in shares.items():
+                more = agree + picked.get(name, 0)
+                likely[more] = likely.get(more, 0.0) + chance * share
+    return sum(chance for agree, chance in likely.items() if agree >= agreed)
 
 
 def _enough(
