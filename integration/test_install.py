@@ -32,6 +32,7 @@ from xds.standalone import bootstrap
 
 COMMANDS = {"weir-xds": serve.command, "weir-picker": picker.command}
 TLS, MESH = "/var/run/secrets/weir/tls", "/var/run/secrets/weir/mesh"
+SILENT = {"controller": {"writeStatus": False}}
 FULL = {
     "controller": {"manageEnvoyFilters": True},
     "authorizationPolicy": {
@@ -55,6 +56,7 @@ SCENARIOS = {
     "cert-manager": {"security": {"clients": "certificates", "certManager": {"enabled": True}}},
     "tokens": {"security": {"clients": "tokens", "certManager": {"enabled": True}}},
     "plaintext": {"security": {"clients": "plaintext"}},
+    "no status": {"security": {"clients": "certificates"}, "namespaces": ["a"], **SILENT},
     "everything": {"security": {"clients": "tokens"}, **FULL},
     "namespaces": {"security": {"clients": "tokens"}, "namespaces": ["a", "b"], **FULL},
     "scraping with a certificate of its own": {
@@ -95,6 +97,10 @@ SCENARIOS = {
 COMPOSITIONS = {
     "tokens": ({"istio", "tokens"}, {"security": {"clients": "tokens"}}),
     "plaintext": ({"istio", "plaintext"}, {"security": {"clients": "plaintext"}}),
+    "no status": (
+        {"istio", "plaintext", "no-status"},
+        {"security": {"clients": "plaintext"}, **SILENT},
+    ),
     "everything": (
         {"istio", "certificates", "envoyfilters", "service-monitor", "authorization-policy"}
         | {"mesh-scraping"},
@@ -384,6 +390,13 @@ def test_envoyfilters_and_token_reviews_are_nobodys_right_unless_asked_for(chart
     assert not {"envoyfilters", "tokenreviews"} & resources
 
 
+def test_without_status_nobody_may_write_any_and_nobody_tries(chart):
+    found = chart(SCENARIOS["no status"])
+    assert {verb for _, _, verb, _ in checks.rights(found)} == {"get", "list", "watch"}
+    args = index(found)["Deployment/weir-xds"]["spec"]["template"]["spec"]["containers"][0]["args"]
+    assert "--no-write-status" in args
+
+
 def test_the_picker_gets_the_ca_and_its_own_token_and_never_the_control_planes_key(chart):
     found = index(chart(SCENARIOS["tokens"]))
     volumes = found["Deployment/weir-picker"]["spec"]["template"]["spec"]["volumes"]
@@ -419,7 +432,8 @@ def test_the_notes_say_what_comes_next_and_warn_of_what_was_asked_for(tmp_path, 
     assert "weir status --status 127.0.0.1:15014" in notes
     clients = values["security"]["clients"]
     assert ("is plaintext" in notes) == (clients == "plaintext")
-    assert ("can rewrite any proxy" in notes) == ("controller" in values)
+    manages = values.get("controller", {}).get("manageEnvoyFilters", False)
+    assert ("can rewrite any proxy" in notes) == manages
     assert ("weir istio manifests" in notes) == ("envoy" not in values)
     made = values["security"].get("certManager", {}).get("enabled", False)
     assert ("Pods wait for what you bring" in notes) == (clients != "plaintext" and not made)

@@ -67,7 +67,7 @@ def wrong(arguments, *, whole):
         command, names = found, [*names, name]
         context = click.Context(command, info_name=name, parent=context)
     if not whole:
-        known = {option for parameter in command.params for option in parameter.opts}
+        known = {name for each in command.params for name in (*each.opts, *each.secondary_opts)}
         options = [each.partition("=")[0] for each in arguments if each.startswith("-")]
         return [f"no option {each}" for each in options if each not in known]
     parser = command.make_parser(context)

@@ -24,6 +24,12 @@ OPTIONS = (
         help="Our own xDS Service, as proxies call it.",
     ),
     click.option(
+        "--write-status/--no-write-status",
+        default=True,
+        show_default=True,
+        help="Write Events, and conditions of InferencePools, of what is wrong.",
+    ),
+    click.option(
         MANAGE,
         "manage",
         is_flag=True,
@@ -54,7 +60,8 @@ OPTIONS = (
 def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
     """A command with these options, which gets them as `service` and `keeper`.
 
-    It goes with `--kubernetes` and `--istio-domain`.
+    `service` is None where no status is to be written. It goes with `--kubernetes` and
+    `--istio-domain`.
     """
 
     @functools.wraps(command)
@@ -63,7 +70,7 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
         peers, replica = options.pop("peers"), options.pop("replica")
         settle = options.pop("settle_seconds")
         xds = _host("--xds-address", options.pop("xds_address"))
-        picker = options.pop("picker_address")
+        picker, write_status = options.pop("picker_address"), options.pop("write_status")
         keeper = None
         if manage:
             if not options["kubernetes"] or options["istio_domain"] != xds.domain:
@@ -81,7 +88,10 @@ def keeping_options(command: Callable[..., None]) -> Callable[..., None]:
             )
         elif version or peers or picker:
             raise click.UsageError(f"--istio-version, --picker-address and --peer go with {MANAGE}")
-        command(service=Service(xds.namespace, xds.service), keeper=keeper, **options)
+        if not write_status and not options["kubernetes"]:
+            raise click.UsageError("--no-write-status goes with --kubernetes")
+        service = Service(xds.namespace, xds.service) if write_status else None
+        command(service=service, keeper=keeper, **options)
 
     return with_options(with_keeper, OPTIONS)
 

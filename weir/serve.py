@@ -108,7 +108,7 @@ def command(  # noqa: PLR0913 - its options
     picker: str,
     istio_domain: str,
     mesh: MeshCredentials | None,
-    service: Service,
+    service: Service | None,
     keeper: KeeperOptions | None,
     access_log: str | None,
     body_mode: str,

@@ -73,7 +73,7 @@ class ServeOptions:
     cluster: Cluster = field(default_factory=Cluster)  # where `source` or tokens need one
     audiences: tuple[str, ...] = ()  # of tokens that the API server is to check; none without
     mesh: MeshCredentials | None = None  # with it captured Pods are scraped through HBONE
-    service: Service = OURS  # our own, in what is written into a cluster
+    service: Service | None = OURS  # our own, in Events and conditions; None: none are written
     keeper: KeeperOptions | None = None  # with it EnvoyFilters of pools that ask for it are kept
 
 

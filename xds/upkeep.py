@@ -25,7 +25,7 @@ TELL_SECONDS = 1.0
 
 
 class Upkeep:
-    """`service` is our own; without `keeper` no EnvoyFilter is kept."""
+    """Without `service`, our own, no status is written; without `keeper` no EnvoyFilter is kept."""
 
     def __init__(
         self,
@@ -40,12 +40,13 @@ class Upkeep:
 
     def works(self, server: XdsServer) -> list[Any]:
         """Coroutines that run until they are cancelled."""
-        connection, source, service = self._connection, self._source, self._service
-        if connection is None or source is None or service is None:
-            return []
-        clock = asyncio.get_running_loop().time
-        writer = Writer(through(connection), service, Random(), clock=clock)
-        works = [writer.run(), self._tell(writer, source)]
+        connection, source, works = self._connection, self._source, list[Any]()
+        if connection is None or source is None:
+            return works
+        if self._service is not None:
+            clock = asyncio.get_running_loop().time
+            writer = Writer(through(connection), self._service, Random(), clock=clock)
+            works += [writer.run(), self._tell(writer, source)]
         if self._options is not None:
             self._keeper = Keeper(source, connection, self._options, lambda: _held(server))
             works.append(self._keeper.run())

@@ -81,7 +81,7 @@ def gateway(**annotations):
 
 
 @asynccontextmanager
-async def control_plane(config, *, manage=True):
+async def control_plane(config, *, manage=True, write_status=True):
     """`weir serve` beside a cluster (a kubeconfig): its xDS channel, and its HTTP."""
     xds, status = free(), free()
     keeper = KeeperOptions(
@@ -94,7 +94,7 @@ async def control_plane(config, *, manage=True):
         Standalone(listen="127.0.0.1:1", picker="127.0.0.1:2"),
         istio_domain="cluster.local",
         cluster=Cluster(config),
-        service=Service("weir", "weir-xds"),
+        service=Service("weir", "weir-xds") if write_status else None,
         keeper=keeper if manage else None,
     )
     stopping = asyncio.Event()

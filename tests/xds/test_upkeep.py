@@ -86,3 +86,17 @@ async def test_without_the_flag_a_pool_that_asks_is_told_that_nobody_listens(tmp
         assert api.filters() == []
         assert (await get(http, "/status"))["wiring"] is None
         assert not (await get(http, "/acknowledged"))["able"]
+
+
+async def test_where_no_status_is_to_be_written_pools_are_wired_and_no_more_is_written(tmp_path):
+    config = tmp_path / "kubeconfig"
+    async with (
+        serving(Told(*gateway(shape="auto", mode="fast"))) as api,
+        control_plane(kubeconfig(config, api.url), write_status=False) as (channel, http),
+    ):
+        stream = await acknowledge(channel)
+        await until(lambda: api.filters() == STEPS)
+        faults = (await get(http, "/status"))["faults"]
+        assert "BadValue" in [each["reason"] for each in faults]
+        assert [path for _, path in api.writes if "/envoyfilters" not in path] == []
+        stream.cancel()

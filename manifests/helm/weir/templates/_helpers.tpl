@@ -222,12 +222,14 @@ rules:
   - apiGroups: [gateway.networking.k8s.io]
     resources: [gateways, httproutes]
     verbs: [get, list, watch]
+  {{- if .Values.controller.writeStatus }}
   - apiGroups: [inference.networking.k8s.io]
     resources: [inferencepools/status]
     verbs: [patch]
   - apiGroups: [""]
     resources: [events]
     verbs: [get, create, patch]
+  {{- end }}
 {{- end }}
 
 {{- define "weir.istio" }}
