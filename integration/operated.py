@@ -5,8 +5,6 @@ its steps instead of 60, as connections drain within 2 s here instead of 45.
 """
 
 import asyncio
-import re
-import shlex
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -22,14 +20,13 @@ from integration.mesh.istiod import DATA
 from integration.mesh.relay import Relay
 from integration.test_keeper import RIGHTS
 from integration.test_kubernetes_apiserver import account, token
-from integration.wiring import VERSIONS
+from integration.watched import GOES_FIRST, PRINTED_BY
+from integration.wiring import version
 from tests.manifests.objects import KUSTOMIZE
 from tests.weir.test_istio_live import weir as weir_istio
 from weir.processes import Child, start, weir
 
 SETTLE_SECONDS, DRAIN_SECONDS = 3, 2
-PRINTED = re.compile(r"`weir istio (manifests [^`]+)` prints it")
-DELETED = re.compile(r"kubectl delete (httproute|service) -n (\S+) (\S+)")
 KINDS = {
     "httproute": ("gateway.networking.k8s.io/v1", "HTTPRoute"),
     "service": ("v1", "Service"),
@@ -79,7 +76,8 @@ class Operated:
     async def leftovers(self) -> list[Document]:
         """What of the wiring is the operator's to delete, in this order."""
         said = await self._weir("uninstall", "--dry-run", "ns/llm-pool")
-        return [named(*found) for found in DELETED.findall(said)]
+        found = [named(*each) for each in GOES_FIRST.findall(said)]
+        return [each for each in found if each["kind"] != "EnvoyFilter"]
 
     async def follow(self) -> None:
         """Of EnvoyFilters, which steps there are."""
@@ -105,11 +103,12 @@ class Operated:
             return (await response.json())["wiring"]["places"]
 
     async def _obey(self, says: str) -> None:
-        if (asked := PRINTED.search(says)) is not None:
-            printed = yaml.safe_load_all(await self._weir(*shlex.split(asked[1])))
+        if (asked := PRINTED_BY.search(says)) is not None:
+            _, *command = asked[1].split()
+            printed = yaml.safe_load_all(await self._weir(*command))
             ours = [each for each in printed if each["kind"] != "EnvoyFilter"]
             await self.cluster.kubectl.apply(*ours)
-        for found in DELETED.findall(says):
+        for found in GOES_FIRST.findall(says):
             await self.cluster.kubectl.delete(named(*found))
 
     async def _weir(self, *arguments: str) -> str:
@@ -125,11 +124,6 @@ class Operated:
 def named(kind: str, namespace: str, name: str) -> Document:
     api, kind = KINDS[kind]
     return {"apiVersion": api, "kind": kind, "metadata": {"namespace": namespace, "name": name}}
-
-
-def version(shape: str) -> str:
-    """Of Istio, as Weir is told: the shape is then possible."""
-    return VERSIONS.get(shape, "1.32")
 
 
 @asynccontextmanager

@@ -7,17 +7,16 @@
 import asyncio
 import json
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 
 from integration.cluster import MISSING, cluster
-from integration.envoyfilter import apply, referenced_services
+from integration.envoyfilter import apply
 from integration.follower import taken_from_ads
-from integration.mesh.istiod import GATEWAY_PROXY, SHAPES, assignments, generated, read
+from integration.mesh.istiod import GATEWAY_PROXY, SHAPES, assignments, generated
 from integration.recording import by_name, followed, objects, stages
-from integration.wiring import printed, unwired
+from integration.wiring import printed, unwired, with_asked_for
 from tests.weir.test_istio_live import weir
 from xds.istio.shapes.inventory import INFERENCE
 
@@ -121,15 +120,7 @@ async def test_an_istiod_that_knows_no_pools_says_so_of_a_route_and_weir_passes_
 async def patched(made, shape, filters, *, start):
     """What the mesh's stand-in would send of these EnvoyFilters, as the API server has them."""
     there = [await made.kubectl.get(each) for each in filters]
-    before = generated(start, there, shape.proxy)
-    known = {each["name"] for each in before.clusters}
-    asked = referenced_services(there)
-    more = [
-        each
-        for each in read(f"unpatched/{shape.start}", "clusters")
-        if each["name"].rpartition("|")[2] in asked and each["name"] not in known
-    ]
-    before = replace(before, clusters=[*before.clusters, *more])
+    before = with_asked_for(generated(start, there, shape.proxy), shape, there)
     configuration, silences = apply(there, shape.proxy, before)
     assert silences == []
     kinds = ("clusters", "listeners", "routes")

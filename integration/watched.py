@@ -266,7 +266,9 @@ async def watched(tmp_path, shape, *, count=1, listen=None):
         replicas = [Replica(f"weir-{n}", each, tmp_path) for n, each in enumerate(places)]
         there = Watched(made, Api(), replicas)
         there.put(objects(made))
-        await made.apply(edit=lambda configuration: with_asked_for(configuration, made))
+        await made.apply(
+            edit=lambda it: with_asked_for(it, made.shape, made.filters, made.places.move)
+        )
         await there.api.start()
         stack.push_async_callback(there.api.stop)
         for each in replicas:

@@ -51,18 +51,18 @@ def unwired(shape):
     return "waypoint" if shape.name in BY_HTTPROUTE else shape.start
 
 
-def with_asked_for(configuration, made):
+def with_asked_for(configuration, shape, filters, move=str):
     """What istiod generates, with the clusters of Services that no route leads to.
 
     A waypoint has those that an annotation of its EnvoyFilters asks for.
     """
-    if made.shape.name not in BY_HTTPROUTE:
+    if shape.name not in BY_HTTPROUTE:
         return configuration
     known = {each["name"] for each in configuration.clusters}
-    asked = referenced_services(made.filters)
+    asked = referenced_services(filters)
     more = [
         each
-        for each in read(f"unpatched/{made.shape.start}", "clusters", made.places.move)
+        for each in read(f"unpatched/{shape.start}", "clusters", move)
         if each["name"].rpartition("|")[2] in asked and each["name"] not in known
     ]
     return replace(configuration, clusters=[*configuration.clusters, *more])
@@ -127,7 +127,7 @@ class Wiring:
 
     def _generated(self, configuration):
         """What istiod makes of the objects as they are now, before patches."""
-        found = with_asked_for(configuration, self.mesh)
+        found = with_asked_for(configuration, self.shape, self.mesh.filters, self.mesh.places.move)
         for each in found.clusters:
             if each["name"] == self.shape.service and self._seconds is not None:
                 each["connect_timeout"] = f"{self._seconds}s"

@@ -85,6 +85,8 @@ class Relay:
                         await context.write(self._loadable(response))
                 finally:
                     asking.cancel()
+        except grpc.aio.AioRpcError as error:  # istiod is away
+            await context.abort(error.code(), error.details())
         finally:
             del self._unanswered[context]
 
