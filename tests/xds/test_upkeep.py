@@ -94,9 +94,10 @@ async def test_where_no_status_is_to_be_written_pools_are_wired_and_no_more_is_w
         serving(Told(*gateway(shape="auto", mode="fast"))) as api,
         control_plane(kubeconfig(config, api.url), write_status=False) as (channel, http),
     ):
-        stream = await acknowledge(channel)
+        streams = await acknowledge(channel)
         await until(lambda: api.filters() == STEPS)
         faults = (await get(http, "/status"))["faults"]
         assert "BadValue" in [each["reason"] for each in faults]
         assert [path for _, path in api.writes if "/envoyfilters" not in path] == []
-        stream.cancel()
+        for stream in streams:
+            stream.cancel()
