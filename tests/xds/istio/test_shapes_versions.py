@@ -3,7 +3,7 @@
 import pytest
 
 from tests.xds.istio.test_shapes_choice import FILTER, FLAG, ISTIOD
-from tests.xds.istio.wired import GATEWAY, XDS
+from tests.xds.istio.wired import GATEWAY, WAYPOINT, XDS
 from xds.istio.objects import KINDS
 from xds.istio.shapes.inventory import inventory, parse_version
 from xds.istio.shapes.precheck import findings, matrix
@@ -53,6 +53,8 @@ def test_only_what_was_run_says_that_it_was():
 def test_all_is_well_where_nothing_is_found():
     service = XDS_SERVICE % ("grpc-xds", 15010)
     assert found(ISTIOD % ("1.32.0", FLAG), service) == []
+    ambient = FLAG + ", {name: PILOT_ENABLE_AMBIENT, value: 'true'}"
+    assert found(ISTIOD % ("1.32.0", ambient), service, WAYPOINT) == []
 
 
 @pytest.mark.parametrize(
@@ -65,6 +67,7 @@ def test_all_is_well_where_nothing_is_found():
             "PILOT_ENABLE_GATEWAY_API is false",
             True,
         ),
+        ((ISTIOD % ("1.32.0", FLAG), WAYPOINT), "1.32", "PILOT_ENABLE_AMBIENT is not", True),
         ((), "1.32", "not in the configuration, so its flags are not known", False),
         ((XDS_SERVICE % ("xds", 15010),), "1.32", "port 15010 is named `xds`", True),
         ((XDS_SERVICE % ("grpc-xds", 15011),), "1.32", "has no port 15010", True),

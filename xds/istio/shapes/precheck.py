@@ -10,6 +10,7 @@ from xds.pool import Tier
 
 HTTP2_NAMES = ("grpc", "http2")
 GATEWAY_API = "PILOT_ENABLE_GATEWAY_API"
+AMBIENT, WAYPOINT = "PILOT_ENABLE_AMBIENT", "istio-waypoint"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,14 @@ def _of_flags(inventory: Inventory) -> Iterator[Finding]:
     if (inventory.flag(GATEWAY_API) or "true").lower() == "false":
         what = f"{GATEWAY_API} is false: Istio looks at no Gateway and no HTTPRoute"
         yield Finding(where, what, f"set pilot.env.{GATEWAY_API}=true", stops=True)
+    waypoints = [
+        name
+        for name, each in sorted(inventory.gateways.items())
+        if each.spec.class_name == WAYPOINT
+    ]
+    if waypoints and (inventory.flag(AMBIENT) or "false").lower() != "true":
+        what = f"{AMBIENT} is not true: the waypoint {waypoints[0]} has no Services"
+        yield Finding(where, what, "install istiod with profile=ambient", stops=True)
 
 
 def _of_service(inventory: Inventory, xds: Host) -> Iterator[Finding]:
