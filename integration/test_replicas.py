@@ -5,6 +5,7 @@ acts is the first by name, as long as it answers.
 """
 
 import asyncio
+from contextlib import asynccontextmanager
 
 from integration.watched import watched
 
@@ -16,15 +17,26 @@ COMES = [("ADDED", CLUSTER, 1), ("ADDED", FILTERS, 1), ("ADDED", ROUTE, 2)]
 GOES = [("DELETED", ROUTE, 2), ("DELETED", CLUSTER, 1), ("DELETED", FILTERS, 1)]
 
 
+@asynccontextmanager
+async def two(directory, shape):
+    """Replicas, of which the first acts, while requests go on; none of those may fail."""
+    async with (
+        watched(directory, shape, count=2) as there,
+        there.mesh.traffic.under_load() as load,
+    ):
+        first, second = there.replicas.values()
+        await there.acts(first.name)
+        yield there, first, second
+    assert load.failures == {}
+
+
 async def acknowledged(replica):
     """By whom, as far as it saw."""
     return [*(await replica.get("/acknowledged"))["acknowledged"]]
 
 
 async def test_the_one_that_acts_may_be_another_than_the_one_with_the_proxys_stream(tmp_path):
-    async with watched(tmp_path, SHAPE, count=2) as there, there.mesh.traffic.under_load() as load:
-        first, second = there.replicas.values()
-        await there.acts(first.name)
+    async with two(tmp_path, SHAPE) as (there, first, second):
         await there.ready(second.name)
         there.annotate(SHAPE)
         async with asyncio.timeout(20):
@@ -38,7 +50,6 @@ async def test_the_one_that_acts_may_be_another_than_the_one_with_the_proxys_str
         assert there.changes == COMES
         assert await there.acting() == [first.name]
         assert set(there.api.writers) == {first.name}
-    assert load.failures == {}
 
 
 def amid(there, replica, written, strike, then=None):
@@ -56,9 +67,7 @@ def amid(there, replica, written, strike, then=None):
 
 async def test_the_one_that_acts_is_killed_between_steps_and_the_other_goes_on(tmp_path):
     """The proxy's stream, too, has to go to the other."""
-    async with watched(tmp_path, SHAPE, count=2) as there, there.mesh.traffic.under_load() as load:
-        first, second = there.replicas.values()
-        await there.acts(first.name)
+    async with two(tmp_path, SHAPE) as (there, first, second):
         await there.ready(first.name)
 
         async def kill():
@@ -80,13 +89,10 @@ async def test_the_one_that_acts_is_killed_between_steps_and_the_other_goes_on(t
         assert not first.child.running
         assert there.changes == GOES
         await there.mesh.traffic.served(40)
-    assert load.failures == {}
 
 
 async def test_the_one_that_acts_is_paused_between_steps_and_undoes_nothing_later(tmp_path):
-    async with watched(tmp_path, SHAPE, count=2) as there, there.mesh.traffic.under_load() as load:
-        first, second = there.replicas.values()
-        await there.acts(first.name)
+    async with two(tmp_path, SHAPE) as (there, first, second):
         await there.ready(second.name)
 
         async def pause():
@@ -102,18 +108,12 @@ async def test_the_one_that_acts_is_paused_between_steps_and_undoes_nothing_late
             await there.mesh.traffic.served(40)
             assert there.changes == whole
         assert await there.places() == []
-    assert load.failures == {}
 
 
 async def test_one_that_goes_on_does_not_go_on_with_what_it_had_decided(tmp_path):
     """It had one more EnvoyFilter of a step to write, when nobody wanted it any more."""
     pool, shared = "weir.inference-gateway.ns.llm-pool", "weir.inference-gateway"
-    async with (
-        watched(tmp_path, "gateway", count=2) as there,
-        there.mesh.traffic.under_load() as load,
-    ):
-        first, second = there.replicas.values()
-        await there.acts(first.name)
+    async with two(tmp_path, "gateway") as (there, first, second):
         await there.ready(second.name)
 
         async def pause():
@@ -127,4 +127,3 @@ async def test_one_that_goes_on_does_not_go_on_with_what_it_had_decided(tmp_path
         await there.acts(first.name)
         await there.unwired()
         assert shared not in [each.name for each in there.changes]
-    assert load.failures == {}

@@ -44,7 +44,15 @@ class Resource:
     """One version of one resource. Equal where type, name and bytes are."""
 
     __slots__ = (
-        *("_delta", "_sotw", "alone", "body", "framings", "name", "plain", "type_url", "version"),
+        "_delta",
+        "_sotw",
+        "alone",
+        "body",
+        "framings",
+        "name",
+        "plain",
+        "type_url",
+        "version",
     )
 
     def __init__(self, type_url: str, name: ResourceName, body: bytes) -> None:

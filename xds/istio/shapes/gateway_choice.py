@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from xds.istio.objects import HTTPRoute, ParentRef
 from xds.istio.shapes import shadows, traffic
 from xds.istio.shapes.inventory import is_gateway
-from xds.istio.shapes.question import Aside, Question, accepted, name_of, pools_of, rule_name
+from xds.istio.shapes.question import (
+    Aside,
+    Question,
+    accepted,
+    leads_to,
+    name_of,
+    pools_of,
+    rule_name,
+)
 from xds.istio.shapes.wiring import Proxy, Rule, Shape, ShapeError, Traffic, Wiring
 
 
@@ -18,7 +26,7 @@ def wirings(question: Question, aside: Aside) -> Iterator[Wiring]:
 def _gateways(question: Question, aside: Aside) -> dict[Proxy, list[tuple[HTTPRoute, ParentRef]]]:
     found: dict[Proxy, list[tuple[HTTPRoute, ParentRef]]] = {}
     for _, route in sorted(question.inventory.routes.items()):
-        if not any(question.name in pools_of(route, rule) for rule in route.spec.rules):
+        if not leads_to(route, question.name):
             continue
         for number, ref in enumerate(route.spec.parent_refs):
             if not is_gateway(ref):

@@ -3,9 +3,10 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from xds.istio.peer_authentication import ROOT_NAMESPACE
 from xds.istio.shapes.inventory import INFERENCE, Inventory
 from xds.istio.shapes.versions import NEEDS_INFERENCE, RUN, TIERS, VERSIONS, Cell, cell
-from xds.istio.shapes.wiring import ROOT_NAMESPACE, Host, Proxy, Shape, Version
+from xds.istio.shapes.wiring import Host, Proxy, Shape, Version
 from xds.pool import Tier
 
 HTTP2_NAMES = ("grpc", "http2")

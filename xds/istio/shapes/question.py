@@ -111,6 +111,10 @@ def pools_of(route: HTTPRoute, rule: ObjectRule) -> list[PoolName]:
     return list(dict.fromkeys(found))
 
 
+def leads_to(route: HTTPRoute, pool: PoolName) -> bool:
+    return any(pool in pools_of(route, rule) for rule in route.spec.rules)
+
+
 def rule_name(route: HTTPRoute, number: int) -> str:
     """What istiod calls the route that it makes of a rule."""
     rule = route.spec.rules[number]

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from xds.istio.objects import EnvoyFilter, HTTPRoute
 from xds.istio.shapes.inventory import Inventory, is_ours, is_service
 from xds.istio.shapes.manifest import POOL, POOLS, SHAPE, STEP, object_name
-from xds.istio.shapes.question import name_of, pools_of
+from xds.istio.shapes.question import leads_to, name_of
 from xds.istio.shapes.wiring import Proxy, Shape, ShapeError
 from xds.manifests import Service
 from xds.pool import PoolName
@@ -138,7 +138,7 @@ def _others(inventory: Inventory, pool: PoolName, going: list[HTTPRoute]) -> lis
     return [
         name_of(route)
         for _, route in sorted(inventory.routes.items())
-        if route not in going and any(pool in pools_of(route, rule) for rule in route.spec.rules)
+        if route not in going and leads_to(route, pool)
     ]
 
 
@@ -167,9 +167,7 @@ def _shared(
 
 def _to_the_pool(inventory: Inventory, pool: PoolName) -> Iterator[HTTPRoute]:
     for _, route in sorted(inventory.routes.items()):
-        if any(is_service(ref) for ref in route.spec.parent_refs) and any(
-            pool in pools_of(route, rule) for rule in route.spec.rules
-        ):
+        if any(is_service(ref) for ref in route.spec.parent_refs) and leads_to(route, pool):
             yield route
 
 

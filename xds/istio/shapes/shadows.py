@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator
 from xds.istio.assignment import SHADOW_PORT, shadow_service
 from xds.istio.shapes.inventory import USE_WAYPOINT, Inventory, is_ours
 from xds.istio.shapes.manifest import MANAGED_BY, annotations
-from xds.istio.shapes.question import pools_of
+from xds.istio.shapes.question import leads_to
 from xds.istio.shapes.wiring import Host, Member, Object, Shadow, Wiring
+from xds.manifests import Metadata, Service
 from xds.pool import PoolName
 
 POOL_NAME = "istio.io/inferencepool-name"  # by which istiod knows a shadow as its own
@@ -29,13 +30,11 @@ def host_of(member: Member, domain: str) -> Host:
 def missing(inventory: Inventory, members: Iterable[Member]) -> Iterator[Shadow]:
     """Those that are to be printed, the ones that we printed before among them."""
     for member in members:
-        name = f"{member.namespace}/{shadow_service(member.name)}"
-        service = inventory.services.get(name)
-        if service is not None:
-            needed = is_ours(service) or inventory.waypoint_of(service) is not None
-        else:
-            needed = not _is_routed(inventory, member.pool) or _is_enrolled(inventory, member)
-        if needed:
+        name = shadow_service(member.name)
+        known = inventory.services.get(f"{member.namespace}/{name}")
+        comes = known or Service(Metadata(name, member.namespace))
+        absent = known is None and not _is_routed(inventory, member.pool)
+        if absent or is_ours(comes) or inventory.waypoint_of(comes) is not None:
             pool = inventory.pools[member.pool].spec
             yield Shadow(
                 member,
@@ -46,17 +45,7 @@ def missing(inventory: Inventory, members: Iterable[Member]) -> Iterator[Shadow]
 
 def _is_routed(inventory: Inventory, pool: PoolName) -> bool:
     """Does a route lead to the pool already that is not one that we print?"""
-    return any(
-        pool in pools_of(route, rule)
-        for route in inventory.routes.values()
-        if not is_ours(route)
-        for rule in route.spec.rules
-    )
-
-
-def _is_enrolled(inventory: Inventory, member: Member) -> bool:
-    space = inventory.namespaces.get(member.namespace)
-    return space is not None and space.metadata.labels.get(USE_WAYPOINT, "none") != "none"
+    return any(not is_ours(route) and leads_to(route, pool) for route in inventory.routes.values())
 
 
 def service(wiring: Wiring, shadow: Shadow) -> Object:

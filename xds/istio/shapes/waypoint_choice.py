@@ -9,7 +9,15 @@ from dataclasses import dataclass, replace
 from xds.istio.objects import HTTPRoute
 from xds.istio.shapes import shadows, traffic
 from xds.istio.shapes.inventory import is_ours, is_service
-from xds.istio.shapes.question import Aside, Question, accepted, name_of, pools_of, rule_name
+from xds.istio.shapes.question import (
+    Aside,
+    Question,
+    accepted,
+    leads_to,
+    name_of,
+    pools_of,
+    rule_name,
+)
 from xds.istio.shapes.wiring import (
     Host,
     Proxy,
@@ -101,7 +109,7 @@ def _parents(question: Question) -> dict[tuple[str, str], tuple[Service, set[int
     """Services whose routes lead to the pool, and at which of their ports."""
     found: dict[tuple[str, str], tuple[Service, set[int]]] = {}
     for _, route in sorted(question.inventory.routes.items()):
-        if not any(question.name in pools_of(route, rule) for rule in route.spec.rules):
+        if not leads_to(route, question.name):
             continue
         for number, ref in enumerate(route.spec.parent_refs):
             if not is_service(ref):

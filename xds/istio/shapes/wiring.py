@@ -5,11 +5,11 @@ from enum import Enum
 from typing import Any, NamedTuple, TypeAlias
 
 from xds.istio.assignment import pool_cluster
+from xds.istio.peer_authentication import ROOT_NAMESPACE
 from xds.pool import Policy, PoolName, Tier
 
 Object: TypeAlias = dict[str, Any]  # a manifest, or a part of Envoy's configuration, as JSON
 
-ROOT_NAMESPACE = "istio-system"
 PATCHING_LISTS = (1, 32)  # MERGE_AND_REPLACE_LIST: the first minor version that has it
 SERVED_KEY = (1, 30)  # OverrideHost.selected_host_key
 OLDEST = (1, 28)  # InferencePool v1
